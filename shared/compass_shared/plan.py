@@ -1,0 +1,73 @@
+"""Plans: config + placement + allocation, with the estimate they were chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from compass_shared.values import KnobValue
+
+Placement: TypeAlias = Mapping[str, str]
+"""Operator name -> site name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What one operator gets at its site."""
+
+    cores: int = 1
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a plan is predicted to do."""
+
+    latency_mean_s: float
+    latency_var_s2: float
+    latency_p95_s: float
+    accuracy: float
+    cost_usd_per_1000: float
+    demand: Mapping[str, float]
+    """Resource name -> demand at the query's rate, in the resource's unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How one query's requests are to be run."""
+
+    config: Mapping[str, Mapping[str, KnobValue]]
+    placement: Placement
+    allocation: Mapping[str, Allocation] = field(default_factory=dict)
+    """Operators that are not listed get one core and batch 1."""
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Epoch:
+    """Order of decisions: first the coordinator's own epoch, then its sequence number."""
+
+    coordinator: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The plan chosen for one query, as published to its agent."""
+
+    query: str
+    pipeline: str
+    digest: str
+    """Digest of the pipeline that was planned for; an agent with another one refuses."""
+    epoch: Epoch
+    plan: Plan | None
+    """None: the query was refused; requests run on the fallback, as best effort."""
+    fallback: Plan | None
+    """A plan that needs nothing but the origin itself."""
+    workers: Mapping[str, str] = field(default_factory=dict)
+    """Site name -> data address, for every remote site the plan uses."""
+    deadline_s: float = 10.0
+    """Time after which a request without an answer ends with a DeadlineError."""
+    refusal: str | None = None
+    """Why there is no plan, in words."""

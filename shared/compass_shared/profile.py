@@ -1,0 +1,61 @@
+"""What was measured: latency and sizes of operators at a site, accuracy of configs anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorProfile:
+    """Measured latency and output size of one operator variant at one site.
+
+    The spread is over inputs and repeats together: it is what a request will meet.
+    """
+
+    variant: str
+    """Key from ``pipeline.variant_key``."""
+    mean_s: float
+    var_s2: float
+    p95_s: float
+    count: int
+    output_mean_bytes: float
+    output_var_bytes2: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteProfile:
+    """Every variant of one pipeline that was measured at one site."""
+
+    site: str
+    pipeline: str
+    digest: str
+    """Digest of the pipeline that was measured."""
+    operators: Mapping[str, OperatorProfile]
+    """Variant key -> measurement."""
+    request_mean_bytes: float
+    """Size of a request's own input."""
+    request_var_bytes2: float = 0.0
+    emulated: str | None = None
+    """Name of the device profile that was emulated, or None for the machine itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Mean score of one config over a named set of inputs."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyTable:
+    """Accuracy of the measured configs of one pipeline; the same on every site."""
+
+    pipeline: str
+    metric: str
+    split: str
+    configs: Mapping[str, Accuracy]
+    """Config key -> accuracy."""
+    provenance: Mapping[str, object] = field(default_factory=dict)

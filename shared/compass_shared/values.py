@@ -1,0 +1,79 @@
+"""What flows between operators, and how operator code looks.
+
+A value is plain data: a numpy array, bytes (an encoded image or clip), text, numbers, or lists and
+string-keyed maps of these. Values are what is framed onto the data plane (``compass_shared.framing``),
+so operators never see sockets and never need Compass types in their own code.
+
+An operator's function has the shape of ``OperatorFunction``:
+
+    def detect(inputs, knobs, model):
+        outputs = model.run({"x": preprocess(inputs["prepare"], knobs["side"])})
+        return boxes_of(outputs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, Union
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[np.generic]
+
+Value: TypeAlias = Union[
+    "Array", bytes, str, int, float, bool, None, "Sequence[Value]", "Mapping[str, Value]"
+]
+KnobValue: TypeAlias = str | int | float | bool
+
+
+class Model(Protocol):
+    """A loaded model as operator code sees it."""
+
+    @property
+    def assets(self) -> Mapping[str, Path]:
+        """Verified side files that the pipeline names for this model (a dictionary, labels)."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the input tensors, in the model's order."""
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            feed: One array per input name, of the dtype and shape the model declares.
+
+        Returns:
+            One array per output name.
+        """
+
+
+class OperatorFunction(Protocol):
+    """The Python of one operator."""
+
+    def __call__(
+        self, inputs: Mapping[str, Value], knobs: Mapping[str, KnobValue], model: Model | None
+    ) -> Value:
+        """Compute the operator's output.
+
+        Args:
+            inputs: One value per upstream operator; ``"request"`` is the request's own input.
+            knobs: This operator's knob values.
+            model: The model that the knobs select, or None where the operator has none.
+        """
+
+
+class Example(NamedTuple):
+    """One input with its ground truth."""
+
+    name: str
+    """Unique and stable within the input set."""
+    value: Value
+    """What a request would carry."""
+    truth: Value
+    """What the metric compares the pipeline's output with."""
+    group: str
+    """Stratum, such as the level of degradation."""
