@@ -84,7 +84,13 @@ def _unpack(payload: bytes) -> dict[str, object]:
             max_ext_len=0,
         )
     # msgpack documents ValueError for bad data; a few inputs surface as TypeError or a subclass of Exception.
-    except (ValueError, TypeError, RecursionError, OverflowError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
         raise MessageError(f"not MessagePack: {type(error).__name__}: {error}") from error
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         raise MessageError(f"expected a map with text keys, got {type(body).__name__}")

@@ -57,7 +57,13 @@ def decode_value(payload: bytes) -> Value:
             "Value",
             msgpack.unpackb(payload, raw=False, strict_map_key=True, ext_hook=_decode_extension),
         )
-    except (ValueError, TypeError, RecursionError, OverflowError, msgpack.exceptions.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
         raise MessageError(f"not a framed value: {type(error).__name__}: {error}") from error
 
 
@@ -101,6 +107,7 @@ def _decode_extension(code: int, data: bytes) -> Array:
 def _checked_head(head: object) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
     match head:
         case [str(name), [*shape]] if name in _DTYPES and len(shape) <= _MAX_DIMENSIONS:
-            if all(isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in shape):
-                return np.dtype(name), tuple(shape)
+            sides = tuple(side for side in shape if type(side) is int and side >= 0)
+            if len(sides) == len(shape):
+                return np.dtype(name), sides
     raise ValueError("an array's head is [dtype, shape]")

@@ -182,6 +182,15 @@ class PipelineMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A worker that agents may measure their link to."""
+
+    address: str
+    """Base URL of its data plane."""
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorMessage:
     """The coordinator came up or went down."""
 
@@ -190,6 +199,8 @@ class CoordinatorMessage:
     """Coordinator epoch; a receiver that knows a higher one ignores this."""
     model_address: str | None = None
     """Base URL where the coordinator serves models."""
+    workers: Mapping[str, WorkerInfo] = field(default_factory=dict)
+    """Site name -> worker, for those online."""
 
 
 Message: TypeAlias = (

@@ -53,6 +53,16 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAccess:
+    """How an agent reaches a worker for one query."""
+
+    address: str
+    """Base URL of its data plane."""
+    token: str
+    """Shown with every call; the worker got the same one with its share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The plan chosen for one query, as published to its agent."""
 
@@ -65,8 +75,8 @@ class Assignment:
     """None: the query was refused; requests run on the fallback, as best effort."""
     fallback: Plan | None
     """A plan that needs nothing but the origin itself."""
-    workers: Mapping[str, str] = field(default_factory=dict)
-    """Site name -> data address, for every remote site the plan uses."""
+    workers: Mapping[str, WorkerAccess] = field(default_factory=dict)
+    """Site name -> access, for every remote site the plan uses."""
     deadline_s: float = 10.0
     """Time after which a request without an answer ends with a DeadlineError."""
     refusal: str | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compass_shared.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
@@ -27,3 +29,24 @@ class Query:
     rate_hz: float
     slo: Slo
     weight: float = 1.0
+
+
+def check_query(query: Query, *, field: str = "query") -> Query:
+    """Refuse a query whose numbers make no sense.
+
+    Raises:
+        ConfigError: Naming the field.
+    """
+    positive = {
+        "rate_hz": query.rate_hz,
+        "weight": query.weight,
+        "slo.latency_p95_s": query.slo.latency_p95_s,
+    }
+    for name, value in positive.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{value} must be a positive number", field=f"{field}.{name}")
+    if not 0 <= query.slo.accuracy <= 1:
+        raise ConfigError(f"{query.slo.accuracy} must lie in [0, 1]", field=f"{field}.slo.accuracy")
+    if not query.slo.cost_usd_per_1000 >= 0:  # also refuses NaN
+        raise ConfigError("must not be negative", field=f"{field}.slo.cost_usd_per_1000")
+    return query

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Array: TypeAlias = NDArray[np.generic]
 
 Value: TypeAlias = Union[
-    "Array", bytes, str, int, float, bool, None, "Sequence[Value]", "Mapping[str, Value]"
+    "Array", bytes, str, int, float, bool, "Sequence[Value]", "Mapping[str, Value]", None
 ]
 KnobValue: TypeAlias = str | int | float | bool
 

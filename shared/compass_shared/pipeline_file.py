@@ -1,0 +1,227 @@
+"""``pipeline.toml``: the declarative part of a pipeline bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compass_shared.errors import ConfigError
+from compass_shared.model_ref import ModelRef, model_ref_from
+from compass_shared.names import is_name
+from compass_shared.pipeline import REQUEST, InputSet, Metric, Operator, Pipeline
+from compass_shared.toml_file import convert, line_of, read_toml
+from compass_shared.values import KnobValue
+
+FILE_NAME = "pipeline.toml"
+SCHEMA = 1
+RUNTIMES = ("python", "onnx", "tflite")
+METRIC_KINDS = ("mean",)
+MAX_CONFIGS = 10_000_000
+
+
+class OperatorTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ``[[operators]]`` table."""
+
+    name: str
+    inputs: tuple[str, ...]
+    runtime: str
+    function: str | None = None
+    knobs: dict[str, tuple[KnobValue, ...]] = {}
+    model: str | None = None
+    model_knob: str | None = None
+    model_when: dict[str, KnobValue] = {}
+    speed_class: str = "python"
+
+
+class MetricTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[metric]`` table."""
+
+    name: str
+    function: str
+    kind: str = "mean"
+
+
+class InputsTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[inputs]`` table."""
+
+    function: str
+    splits: dict[str, int]
+    assets: dict[str, str] = {}
+
+
+class PipelineDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    schema: int
+    name: str
+    version: str
+    operators: tuple[OperatorTable, ...]
+    output: str
+    description: str = ""
+    metric: MetricTable | None = None
+    inputs: InputsTable | None = None
+    models: dict[str, dict[str, Any]] = {}
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Load ``pipeline.toml``.
+
+    Args:
+        path: The file, or the bundle folder that holds it.
+
+    Raises:
+        ConfigError: Naming file, field and line.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    tables, text = read_toml(file)
+    document = convert(tables, PipelineDocument, file=file, text=text)
+    try:
+        return pipeline_from(document, digest=digest_of(tables))
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem,
+            file=file,
+            field=error.field,
+            line=line_of(text, error.field) if error.field else None,
+        ) from error
+
+
+def digest_of(tables: Mapping[str, Any]) -> str:
+    """SHA-256 of the declarative part; spelling and comments do not change it."""
+    return hashlib.sha256(msgspec.json.encode(tables, order="deterministic")).hexdigest()
+
+
+def pipeline_from(document: PipelineDocument, *, digest: str) -> Pipeline:
+    """Validate a document into a pipeline with operators in topological order.
+
+    Raises:
+        ConfigError: Naming the field.
+    """
+    if document.schema != SCHEMA:
+        raise ConfigError(f"schema {document.schema} is not {SCHEMA}, the one known here", field="schema")
+    if not is_name(document.name):
+        raise ConfigError(f"{document.name!r} must match [a-z0-9-]{{1,64}}", field="name")
+    models = {
+        name: model_ref_from(table, field=f"models.{name}", file=None)
+        for name, table in document.models.items()
+    }
+    for index, table in enumerate(document.operators):
+        _check_operator(table, document, models, field=f"operators[{index}]")
+    _check_assets(document, models)
+    operators = _in_order(document)
+    if document.output not in {operator.name for operator in operators}:
+        raise ConfigError(f"no operator is called {document.output!r}", field="output")
+    _check_all_used(document)
+    if document.metric is not None and document.metric.kind not in METRIC_KINDS:
+        raise ConfigError(f"{document.metric.kind!r} is not one of {METRIC_KINDS}", field="metric.kind")
+    pipeline = Pipeline(
+        name=document.name,
+        version=document.version,
+        description=document.description,
+        operators=operators,
+        output=document.output,
+        metric=_as(Metric, document.metric),
+        inputs=_as(InputSet, document.inputs),
+        models=models,
+        digest=digest,
+    )
+    if pipeline.config_count() > MAX_CONFIGS:
+        raise ConfigError(f"{pipeline.config_count()} configs are more than {MAX_CONFIGS}", field="operators")
+    return pipeline
+
+
+def _as(into: Any, table: msgspec.Struct | None) -> Any:  # one dataclass from its own table
+    return None if table is None else into(**msgspec.structs.asdict(table))
+
+
+def _check_operator(
+    table: OperatorTable, document: PipelineDocument, models: Mapping[str, ModelRef], *, field: str
+) -> None:
+    names = [operator.name for operator in document.operators]
+    if not is_name(table.name) or table.name == REQUEST:
+        raise ConfigError(
+            f"{table.name!r} must match [a-z0-9-]{{1,64}} and not be 'request'", field=f"{field}.name"
+        )
+    if names.count(table.name) > 1:
+        raise ConfigError(f"two operators are called {table.name!r}", field=f"{field}.name")
+    if table.runtime not in RUNTIMES:
+        raise ConfigError(f"{table.runtime!r} is not one of {', '.join(RUNTIMES)}", field=f"{field}.runtime")
+    if not table.inputs:
+        raise ConfigError(f"list the operators it reads, or {REQUEST!r}", field=f"{field}.inputs")
+    for name in table.inputs:
+        if name != REQUEST and name not in names:
+            raise ConfigError(
+                f"no operator is called {name!r}; there are {', '.join(names)}", field=f"{field}.inputs"
+            )
+    if table.runtime == "python" and table.function is None:
+        raise ConfigError("a python operator needs a function, 'module:function'", field=f"{field}.function")
+    if table.function is not None and table.function.count(":") != 1:
+        raise ConfigError(f"{table.function!r} is not 'module:function'", field=f"{field}.function")
+    _check_knobs(table, models, field=field)
+
+
+def _check_knobs(table: OperatorTable, models: Mapping[str, ModelRef], *, field: str) -> None:
+    for knob, values in table.knobs.items():
+        if not values:
+            raise ConfigError("a knob needs at least one value", field=f"{field}.knobs.{knob}")
+        if len({(type(value), value) for value in values}) != len(values):
+            raise ConfigError("a knob's values must differ", field=f"{field}.knobs.{knob}")
+    wanted = [table.model] if table.model is not None else []
+    if table.model_knob is not None:
+        if table.model is not None:
+            raise ConfigError("give model or model_knob, not both", field=f"{field}.model_knob")
+        if table.model_knob not in table.knobs:
+            raise ConfigError(f"there is no knob {table.model_knob!r}", field=f"{field}.model_knob")
+        wanted = [str(value) for value in table.knobs[table.model_knob]]
+    for name in wanted:
+        if name not in models:
+            known = ", ".join(models) or "none"
+            raise ConfigError(f"[models] has no {name!r}; it has {known}", field=f"{field}.model")
+    if table.runtime != "python" and not wanted:
+        raise ConfigError(f"a {table.runtime} operator needs model or model_knob", field=f"{field}.model")
+    for knob, value in table.model_when.items():
+        if value not in table.knobs.get(knob, ()):
+            raise ConfigError(f"knob {knob!r} has no value {value!r}", field=f"{field}.model_when")
+
+
+def _check_assets(document: PipelineDocument, models: Mapping[str, ModelRef]) -> None:
+    places = [(f"models.{name}.assets", ref.assets) for name, ref in models.items()]
+    if document.inputs is not None:
+        places.append(("inputs.assets", document.inputs.assets))
+    for field, assets in places:
+        for name in assets.values():
+            if name not in models:
+                raise ConfigError(f"[models] has no {name!r}", field=field)
+
+
+def _in_order(document: PipelineDocument) -> tuple[Operator, ...]:
+    graph = {table.name: [up for up in table.inputs if up != REQUEST] for table in document.operators}
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise ConfigError(
+            f"the operators form a cycle: {' -> '.join(error.args[1])}", field="operators"
+        ) from error
+    by_name = {table.name: table for table in document.operators}
+    order: list[str] = []
+    while sorter.is_active():
+        # Ready operators are taken in file order, so that the order is the author's wherever it can be.
+        ready = sorted(sorter.get_ready(), key=list(by_name).index)
+        order.extend(ready)
+        sorter.done(*ready)
+    return tuple(_as(Operator, by_name[name]) for name in order)
+
+
+def _check_all_used(document: PipelineDocument) -> None:
+    used = {up for table in document.operators for up in table.inputs} | {document.output}
+    for index, table in enumerate(document.operators):
+        if table.name not in used:
+            raise ConfigError(
+                f"nothing reads {table.name!r} and it is not the output", field=f"operators[{index}].name"
+            )
