@@ -1,0 +1,156 @@
+"""Assignments in force at one agent: which are taken, which are refused and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compass_agent.events import RequestSubmitted, Source
+from compass_agent.requests import Route
+from compass_shared.errors import ConfigError, RefusedError
+from compass_shared.pipeline import Pipeline
+from compass_shared.plan import Assignment, Epoch, Plan
+
+DEFAULT_DEADLINE_S = 30.0
+"""Deadline of requests that no assignment and no caller gave one."""
+
+NO_EPOCH = Epoch(coordinator=0, sequence=0)
+
+
+class AssignmentBook:
+    """The assignments in force, ordered by epoch.
+
+    Args:
+        site: The agent's own site.
+        pipelines: Installed pipelines by name.
+        assignments: What was in force before; entries that no longer fit are left out.
+    """
+
+    def __init__(
+        self, site: str, pipelines: Mapping[str, Pipeline], assignments: Mapping[str, Assignment]
+    ) -> None:
+        self._site = site
+        self._pipelines = dict(pipelines)
+        self._in_force: dict[str, Assignment] = {}
+        """Query -> assignment."""
+        self.coordinator_epoch = 0
+        """Highest coordinator epoch seen; lower ones are refused."""
+        for query, assignment in assignments.items():
+            self.take(query, assignment)
+
+    @property
+    def in_force(self) -> Mapping[str, Assignment]:
+        """Query -> assignment."""
+        return self._in_force
+
+    def take(self, query: str, assignment: Assignment) -> str | None:
+        """Put an assignment in force.
+
+        Returns:
+            None, or why it was refused.
+        """
+        problem = self._order_problem(query, assignment.epoch) or self._fit_problem(query, assignment)
+        if problem is None:
+            self.coordinator_epoch = max(self.coordinator_epoch, assignment.epoch.coordinator)
+            self._in_force[query] = assignment
+        return problem
+
+    def withdraw(self, query: str) -> None:
+        """Forget a query's assignment."""
+        self._in_force.pop(query, None)
+
+    def share_problem(self, epoch: Epoch, pipeline: str, digest: str) -> str | None:
+        """Why a worker's share cannot be held, or None."""
+        if epoch.coordinator < self.coordinator_epoch:
+            return f"coordinator epoch {epoch.coordinator} is older than {self.coordinator_epoch}"
+        return self._pipeline_problem(pipeline, digest)
+
+    def routes(self, event: RequestSubmitted) -> tuple[list[Route], float]:
+        """What a request may follow, in order, and the time it is allowed.
+
+        Raises:
+            ConfigError: The pipeline is not installed, or several queries could be meant.
+            RefusedError: The query has neither a plan nor a fallback.
+        """
+        pipeline = self._pipelines.get(event.pipeline)
+        if pipeline is None:
+            known = ", ".join(sorted(self._pipelines)) or "none"
+            raise ConfigError(f"pipeline {event.pipeline!r} is not installed here; installed: {known}")
+        assignment = self._meant(event)
+        if assignment is None:
+            plan = default_plan(pipeline, self._site)
+            query = event.query or event.pipeline
+            route = Route(source=Source.DEFAULT, query=query, pipeline=pipeline, plan=plan, epoch=NO_EPOCH)
+            return [route], DEFAULT_DEADLINE_S
+        choices = ((Source.ASSIGNED, assignment.plan), (Source.FALLBACK, assignment.fallback))
+        routes = [
+            Route(
+                source=source,
+                query=assignment.query,
+                pipeline=pipeline,
+                plan=plan,
+                epoch=assignment.epoch,
+                workers=dict(assignment.workers),
+            )
+            for source, plan in choices
+            if plan is not None
+        ]
+        if not routes:
+            raise RefusedError(assignment.refusal or f"query {assignment.query!r} has no plan")
+        return routes, assignment.deadline_s
+
+    def _meant(self, event: RequestSubmitted) -> Assignment | None:
+        if event.query is not None:
+            return self._in_force.get(event.query)
+        ours = [a for a in self._in_force.values() if a.pipeline == event.pipeline]
+        if len(ours) > 1:
+            names = ", ".join(sorted(a.query for a in ours))
+            raise ConfigError(f"pipeline {event.pipeline!r} serves several queries here, name one: {names}")
+        return ours[0] if ours else None
+
+    def _order_problem(self, query: str, epoch: Epoch) -> str | None:
+        if epoch.coordinator < self.coordinator_epoch:
+            return f"coordinator epoch {epoch.coordinator} is older than {self.coordinator_epoch}"
+        current = self._in_force.get(query)
+        if current is not None and epoch < current.epoch:
+            return f"superseded by {current.epoch.coordinator}.{current.epoch.sequence}"
+        return None
+
+    def _fit_problem(self, query: str, assignment: Assignment) -> str | None:
+        if assignment.query != query:
+            return f"it is for query {assignment.query!r}, not {query!r}"
+        if problem := self._pipeline_problem(assignment.pipeline, assignment.digest):
+            return problem
+        pipeline = self._pipelines[assignment.pipeline]
+        reached = {self._site, *assignment.workers}
+        for plan, sites in ((assignment.plan, reached), (assignment.fallback, {self._site})):
+            if plan is not None and (problem := _plan_problem(pipeline, plan, sites)):
+                return problem
+        return None
+
+    def _pipeline_problem(self, name: str, digest: str) -> str | None:
+        pipeline = self._pipelines.get(name)
+        if pipeline is None:
+            return f"pipeline {name!r} is not installed here"
+        if pipeline.digest != digest:
+            return f"pipeline {name!r} is {pipeline.digest[:12]} here, not {digest[:12]}: update the bundle"
+        return None
+
+
+def default_plan(pipeline: Pipeline, site: str) -> Plan:
+    """Every operator at ``site``, every knob at its first value: what runs before any assignment."""
+    return Plan(
+        config={op.name: {knob: values[0] for knob, values in op.knobs.items()} for op in pipeline.operators},
+        placement={op.name: site for op in pipeline.operators},
+    )
+
+
+def _plan_problem(pipeline: Pipeline, plan: Plan, sites: set[str]) -> str | None:
+    try:
+        pipeline.check_config(plan.config)
+    except ConfigError as error:
+        return str(error)
+    for operator in pipeline.operators:
+        site = plan.placement.get(operator.name)
+        if site not in sites:
+            return f"operator {operator.name!r} is placed at {site!r}, which cannot be reached"
+    return None

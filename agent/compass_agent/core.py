@@ -1,0 +1,291 @@
+"""The agent's core: everything it decides, without I/O.
+
+``AgentCore.handle(event, now_s)`` returns the actions that the shell has to carry out. It never reads a
+clock, a socket or the environment, so tests feed it events and match actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compass_agent import events as ev
+from compass_agent.assignments import AssignmentBook
+from compass_agent.requests import RequestBook
+from compass_shared.errors import ConfigError, DeadlineError
+from compass_shared.messages import (
+    AckMessage,
+    HelloMessage,
+    ProfileMessage,
+    QueryCounters,
+    QueryMessage,
+    StatusMessage,
+    TelemetryMessage,
+)
+from compass_shared.pipeline import Pipeline
+from compass_shared.plan import Assignment, Epoch
+from compass_shared.query import Query
+from compass_shared.site import Tier
+from compass_shared.topics import Kind
+
+_LATENCIES_KEPT = 200
+
+
+@dataclass(slots=True)
+class _Counters:
+    answered: int = 0
+    failed: int = 0
+    expired: int = 0
+    on_fallback: int = 0
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
+
+    def count(self, outcome: ev.Outcome) -> None:
+        if outcome.error is None:
+            self.answered += 1
+            self.latencies_s.append(outcome.latency_s)
+        elif isinstance(outcome.error, DeadlineError):
+            self.expired += 1
+        else:
+            self.failed += 1
+        if outcome.source is not ev.Source.ASSIGNED:
+            self.on_fallback += 1
+
+    def frozen(self) -> QueryCounters:
+        return QueryCounters(
+            answered=self.answered,
+            failed=self.failed,
+            expired=self.expired,
+            on_fallback=self.on_fallback,
+            latency_p95_s=_quantile(sorted(self.latencies_s), 0.95),
+        )
+
+
+class AgentCore:
+    """Decisions of one agent.
+
+    Args:
+        name: The agent's name, which is also its site's.
+        session: Session epoch; higher at every start.
+        pipelines: Installed pipelines by name.
+        assignments: What was in force when the agent last stopped, from disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        session: int,
+        pipelines: Mapping[str, Pipeline],
+        assignments: Mapping[str, Assignment] | None = None,
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._pipelines = dict(pipelines)
+        self._book = AssignmentBook(name, pipelines, assignments or {})
+        self._queries: dict[str, Query] = {}
+        """Queries that the application declared here."""
+        self._connected = False
+        self._hello: HelloMessage | None = None
+        self._profiles: dict[str, ProfileMessage] = {}
+        """Pipeline -> latest measurement."""
+        self._workers: dict[str, str] = {}
+        """Site -> address of the workers whose links were asked for."""
+        self._counters: dict[str, _Counters] = {}
+        self._refused_messages = 0
+        self._requests = RequestBook(name)
+        self._handlers: dict[type, Callable[[Any, float], list[ev.Action]]] = {
+            ev.BrokerConnected: self._broker_connected,
+            ev.BrokerLost: self._broker_lost,
+            ev.HelloReady: self._hello_ready,
+            ev.ProfileReady: self._profile_ready,
+            ev.TelemetryDue: self._telemetry_due,
+            ev.AssignmentArrived: self._assignment_arrived,
+            ev.ShareArrived: self._share_arrived,
+            ev.CoordinatorArrived: self._coordinator_arrived,
+            ev.PipelineArrived: self._pipeline_arrived,
+            ev.MessageRefused: self._message_refused,
+            ev.QueryDeclared: self._query_declared,
+            ev.RequestSubmitted: self._request_submitted,
+            ev.SegmentDone: self._requests.segment_done,
+            ev.SegmentFailed: self._requests.segment_failed,
+            ev.AttemptOverdue: self._requests.attempt_overdue,
+            ev.RequestOverdue: self._requests.request_overdue,
+        }
+
+    # --- what others may look at ------------------------------------------------------------------
+
+    @property
+    def assignments(self) -> Mapping[str, Assignment]:
+        """Query -> assignment in force."""
+        return self._book.in_force
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    @property
+    def refused_messages(self) -> int:
+        """Messages from the wire that could not be taken."""
+        return self._refused_messages
+
+    def handle(self, event: ev.Event, now_s: float) -> list[ev.Action]:
+        """Take one event and decide.
+
+        Args:
+            event: What happened.
+            now_s: Monotonic seconds.
+
+        Returns:
+            Actions for the shell, in order.
+
+        Raises:
+            ConfigError: A request names a pipeline or query that is not here.
+            RefusedError: A request's query cannot be served at all.
+        """
+        actions = self._handlers[type(event)](event, now_s)
+        for action in actions:
+            if isinstance(action, ev.Finish):
+                self._counters.setdefault(action.outcome.query, _Counters()).count(action.outcome)
+        return actions
+
+    # --- presence ---------------------------------------------------------------------------------
+
+    def _broker_connected(self, _event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
+        self._connected = True
+        return self._introduce()
+
+    def _broker_lost(self, _event: ev.BrokerLost, _now_s: float) -> list[ev.Action]:
+        self._connected = False
+        return []
+
+    def _hello_ready(self, event: ev.HelloReady, _now_s: float) -> list[ev.Action]:
+        self._hello = event.hello
+        return self._introduce()
+
+    def _introduce(self) -> list[ev.Action]:
+        """Say everything again that a broker or coordinator without memory has to know."""
+        if not self._connected or self._hello is None:
+            return []
+        online = StatusMessage(online=True, session=self._session)
+        return [
+            ev.Send(kind=Kind.STATUS, message=online, retain=True),
+            ev.Send(kind=Kind.HELLO, message=self._hello, retain=True),
+            *self._report(),
+            *(self._send_query(query) for query in self._queries.values()),
+        ]
+
+    def _report(self) -> list[ev.Action]:
+        return [ev.Send(kind=Kind.PROFILE, message=profile) for profile in self._profiles.values()]
+
+    def _send_query(self, query: Query) -> ev.Send:
+        return ev.Send(kind=Kind.QUERY, item=query.name, message=QueryMessage(query=query), retain=True)
+
+    def _profile_ready(self, event: ev.ProfileReady, _now_s: float) -> list[ev.Action]:
+        self._profiles[event.profile.profile.pipeline] = event.profile
+        return [ev.Send(kind=Kind.PROFILE, message=event.profile)] if self._connected else []
+
+    def _telemetry_due(self, event: ev.TelemetryDue, _now_s: float) -> list[ev.Action]:
+        if not self._connected:
+            return []
+        message = TelemetryMessage(
+            session=self._session,
+            cpu_share=event.cpu_share,
+            memory_used_bytes=event.memory_used_bytes,
+            memory_total_bytes=event.memory_total_bytes,
+            battery=event.battery,
+            temperature_c=event.temperature_c,
+            links=event.links,
+            overruns=event.overruns,
+            queries={name: counters.frozen() for name, counters in self._counters.items()},
+            epochs={name: assignment.epoch for name, assignment in self._book.in_force.items()},
+        )
+        return [ev.Send(kind=Kind.TELEMETRY, message=message, qos=0)]
+
+    def _message_refused(self, _event: ev.MessageRefused, _now_s: float) -> list[ev.Action]:
+        self._refused_messages += 1
+        return []
+
+    # --- decisions of the coordinator -------------------------------------------------------------
+
+    def _coordinator_arrived(self, event: ev.CoordinatorArrived, _now_s: float) -> list[ev.Action]:
+        status = event.status
+        if status.epoch < self._book.coordinator_epoch or not status.online:
+            return []
+        is_new = status.epoch > self._book.coordinator_epoch
+        self._book.coordinator_epoch = status.epoch
+        actions: list[ev.Action] = []
+        if is_new and self._connected:
+            # A new coordinator may know nothing: what is not retained is said again.
+            actions.extend(self._report())
+        workers = {
+            name: worker.address
+            for name, worker in status.workers.items()
+            if name != self._name and worker.tier is not Tier.DEVICE
+        }
+        if workers != self._workers:
+            self._workers = workers
+            actions.append(ev.MeasureLinks(workers=workers))
+        return actions
+
+    def _pipeline_arrived(self, event: ev.PipelineArrived, _now_s: float) -> list[ev.Action]:
+        # The digest of an assignment decides; the declaration itself is for people and for later roll-outs.
+        if event.declaration.pipeline not in self._pipelines:
+            self._refused_messages += 1
+        return []
+
+    def _assignment_arrived(self, event: ev.AssignmentArrived, _now_s: float) -> list[ev.Action]:
+        assignment = event.assignment
+        if assignment is None:
+            self._book.withdraw(event.query)
+            return [self._save()]
+        problem = self._book.take(event.query, assignment)
+        ack = self._ack(event.query, assignment.epoch, problem)
+        return [ack] if problem else [self._save(), ack]
+
+    def _share_arrived(self, event: ev.ShareArrived, _now_s: float) -> list[ev.Action]:
+        share = event.share
+        if share is None:
+            return [ev.HoldShare(query=event.query, share=None)]
+        problem = self._book.share_problem(share.epoch, share.pipeline, share.digest)
+        ack = self._ack(event.query, share.epoch, problem, share=True)
+        return [ack] if problem else [ev.HoldShare(query=event.query, share=share), ack]
+
+    def _ack(self, query: str, epoch: Epoch, problem: str | None, *, share: bool = False) -> ev.Send:
+        ack = AckMessage(query=query, epoch=epoch, taken=problem is None, reason=problem or "", share=share)
+        return ev.Send(kind=Kind.ACK, message=ack)
+
+    def _save(self) -> ev.SaveAssignments:
+        return ev.SaveAssignments(assignments=dict(self._book.in_force))
+
+    # --- the application --------------------------------------------------------------------------
+
+    def _query_declared(self, event: ev.QueryDeclared, _now_s: float) -> list[ev.Action]:
+        if event.query is None:
+            self._queries.pop(event.name, None)
+            clear = ev.Send(kind=Kind.QUERY, item=event.name, message=None, retain=True)
+            return [clear] if self._connected else []
+        if event.query.pipeline not in self._pipelines:
+            raise ConfigError(f"pipeline {event.query.pipeline!r} is not installed here", field="pipeline")
+        self._queries[event.name] = event.query
+        return [self._send_query(event.query)] if self._connected else []
+
+    def _request_submitted(self, event: ev.RequestSubmitted, now_s: float) -> list[ev.Action]:
+        routes, deadline_s = self._book.routes(event)
+        return self._requests.start(
+            event.request,
+            event.value,
+            routes,
+            deadline_s=deadline_s if event.deadline_s is None else event.deadline_s,
+            now_s=now_s,
+        )
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """Nearest-rank quantile of sorted values."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]

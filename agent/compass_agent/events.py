@@ -1,0 +1,303 @@
+"""What the agent's core is told (events) and what it asks for (actions).
+
+Events and actions are values. The shell turns what happens outside into events, hands them to
+``AgentCore.handle(event, now_s)`` and carries out the actions that come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+from compass_shared.calls import OperatorTiming
+from compass_shared.errors import CompassError
+from compass_shared.messages import (
+    CoordinatorMessage,
+    HelloMessage,
+    LinkReport,
+    Message,
+    PipelineMessage,
+    ProfileMessage,
+    ShareMessage,
+)
+from compass_shared.pipeline import Pipeline
+from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
+from compass_shared.query import Query
+from compass_shared.segments import Segment
+from compass_shared.topics import Kind
+from compass_shared.values import Value
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConnected:
+    """The broker took us; retained messages will follow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerLost:
+    """The broker is gone for now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelloReady:
+    """The shell found out what this agent is and can run."""
+
+    hello: HelloMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileReady:
+    """Operators of one pipeline, and the links, were measured."""
+
+    profile: ProfileMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryDue:
+    """Time to say how the agent is doing; the shell read the machine's part."""
+
+    cpu_share: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    battery: float | None = None
+    temperature_c: float | None = None
+    links: tuple[LinkReport, ...] = ()
+    overruns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentArrived:
+    """The coordinator assigned a plan; None withdraws it."""
+
+    query: str
+    assignment: Assignment | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareArrived:
+    """The coordinator gave this worker a share to serve; None withdraws it."""
+
+    query: str
+    share: ShareMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorArrived:
+    """The coordinator came up, went down, or knows other workers."""
+
+    status: CoordinatorMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineArrived:
+    """The declarative part of a pipeline, as the coordinator plans with it."""
+
+    declaration: PipelineMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRefused:
+    """Something on the wire was not a message; it is counted and never fatal."""
+
+    topic: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryDeclared:
+    """The application on this device wants a query served; None withdraws it."""
+
+    name: str
+    query: Query | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSubmitted:
+    """One input to push through a pipeline."""
+
+    request: str
+    pipeline: str
+    value: Value
+    query: str | None = None
+    deadline_s: float | None = None
+    """Time allowed; the assignment's own if None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentDone:
+    """A segment ran, here or at a worker."""
+
+    request: str
+    attempt: int
+    segment: int
+    values: Mapping[str, Value]
+    timings: tuple[OperatorTiming, ...]
+    wait_s: float
+    wall_s: float
+    """From the action to the result, as seen by this agent."""
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentFailed:
+    """A segment did not run or did not answer."""
+
+    request: str
+    attempt: int
+    segment: int
+    error: CompassError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptOverdue:
+    """The fallback must start now if it is still to make the deadline."""
+
+    request: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOverdue:
+    """A request's deadline passed."""
+
+    request: str
+
+
+Event: TypeAlias = (
+    BrokerConnected
+    | BrokerLost
+    | HelloReady
+    | ProfileReady
+    | TelemetryDue
+    | AssignmentArrived
+    | ShareArrived
+    | CoordinatorArrived
+    | PipelineArrived
+    | MessageRefused
+    | QueryDeclared
+    | RequestSubmitted
+    | SegmentDone
+    | SegmentFailed
+    | AttemptOverdue
+    | RequestOverdue
+)
+
+# --- actions --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Publish a control message; None clears a retained one."""
+
+    kind: Kind
+    message: Message | None
+    item: str | None = None
+    """Query, for kinds that have one topic a query."""
+    retain: bool = False
+    qos: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSegment:
+    """Run one segment and report SegmentDone or SegmentFailed."""
+
+    request: str
+    attempt: int
+    segment: Segment
+    query: str
+    pipeline: Pipeline
+    plan: Plan
+    epoch: Epoch
+    values: Mapping[str, Value]
+    deadline_s: float
+    """Time that remains."""
+    worker: WorkerAccess | None
+    """None: run it here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """Hand this event back after a delay."""
+
+    delay_s: float
+    event: AttemptOverdue | RequestOverdue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """A request ended; each one does so exactly once."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveAssignments:
+    """Keep these on disk: the agent serves from them when it is alone."""
+
+    assignments: Mapping[str, Assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldShare:
+    """Serve this query up to this share; None stops serving it."""
+
+    query: str
+    share: ShareMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureLinks:
+    """Workers became known or moved: measure the way to them, then the profile can be published."""
+
+    workers: Mapping[str, str]
+    """Site name -> base URL."""
+
+
+Action: TypeAlias = Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | MeasureLinks
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+class Source(Enum):
+    """Which plan answered a request."""
+
+    ASSIGNED = "assigned"
+    FALLBACK = "fallback"
+    DEFAULT = "default"
+    """No assignment was ever received: every operator here, every knob at its first value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTrace:
+    """What became of one segment of a request."""
+
+    site: str
+    operators: tuple[str, ...]
+    wall_s: float
+    wait_s: float
+    timings: tuple[OperatorTiming, ...]
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a request ended: with a value or with an error, never both."""
+
+    request: str
+    query: str
+    value: Value = None
+    error: CompassError | None = None
+    latency_s: float
+    source: Source
+    attempts: int
+    epoch: Epoch | None
+    plan: Plan | None = None
+    segments: tuple[SegmentTrace, ...] = field(default_factory=tuple)
