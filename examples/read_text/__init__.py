@@ -1,0 +1,1 @@
+"""Read text: the lines of a photographed label, receipt or sign, as plain text."""
