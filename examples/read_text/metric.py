@@ -31,7 +31,7 @@ def edit_distance(a: str, b: str) -> int:
     row = columns
     for count, character in enumerate(a, start=1):
         step = np.minimum(row[1:] + 1, row[:-1] + (target != ord(character)))
-        # An insertion costs one per column, so a running minimum of (cost - column) applies all of them at once.
+        # An insertion costs one per column: a running minimum of (cost - column) applies them all at once.
         row = np.minimum.accumulate(np.concatenate(([count], step)) - columns) + columns
     return int(row[-1])
 

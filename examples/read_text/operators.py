@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from compass_shared.values import KnobValue, Model, Value
     from numpy.typing import NDArray
+
+    from compass_shared.values import KnobValue, Model, Value
 
     Inputs = Mapping[str, Value]
     Knobs = Mapping[str, KnobValue]
@@ -175,7 +176,7 @@ def _opened(value: Value) -> Image.Image:
         image = Image.open(io.BytesIO(value))
         # A phone stores how it was held beside the pixels.
         return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"the request is not an image that can be opened: {error}") from error
 
 
@@ -204,7 +205,9 @@ def _turned(line: Line) -> Line:
 
 def _normalised(line: Line) -> NDArray[np.float32]:
     """``(height, width, 3) uint8`` RGB to ``(3, height, width) float32`` BGR in [-1, 1]."""
-    return line[:, :, ::-1].transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+    channels: NDArray[np.float32] = line[:, :, ::-1].transpose(2, 0, 1) / np.float32(127.5)
+    channels -= 1
+    return channels
 
 
 def _lines(value: Value) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Pages as a phone meets them: a few lines of a sign, a receipt or a label, drawn and then photographed badly.
+"""Pages as a phone meets them: a few lines of a sign, a receipt or a label, photographed badly.
 
 Every page follows from its split and index alone. The two splits share neither lines of text nor random
 streams, so that the held-out pages say something about text that profiling has not seen.
@@ -199,4 +199,6 @@ def _photographed(image: Image.Image, level: Level, rng: Generator) -> Image.Ima
 def _grain(height: int, width: int, rng: Generator) -> NDArray[np.float32]:
     """Noise of unit deviation whose neighbours are alike, as a camera's denoising leaves it."""
     white = rng.standard_normal((height + 1, width + 1), np.float32)
-    return (white[1:, 1:] + white[:-1, 1:] + white[1:, :-1] + white[:-1, :-1]) / np.float32(2)
+    smooth: NDArray[np.float32] = white[1:, 1:] + white[:-1, 1:] + white[1:, :-1] + white[:-1, :-1]
+    smooth *= np.float32(0.5)
+    return smooth

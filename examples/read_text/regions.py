@@ -114,7 +114,8 @@ def reading_order(left: Floats, top: Floats, bottom: Floats) -> Integers:
 
 def _touching(runs: Runs) -> tuple[Integers, Integers]:
     """Pairs of runs of neighbouring rows that share a column."""
-    # Raster keys: a run of the row above touches when it starts before this run stops and stops after it starts.
+    # Runs of the row above touch when they start before this run stops and stop after it starts; with one
+    # key for row and column both ends of that range are a binary search.
     pitch = int(runs.stop.max()) + 1
     starts, stops = runs.row * pitch + runs.start, runs.row * pitch + runs.stop
     first = np.searchsorted(stops, starts - pitch, side="right")
