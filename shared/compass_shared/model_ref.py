@@ -98,9 +98,9 @@ class ModelRef:
 
     def __post_init__(self) -> None:
         origin = self.origin
-        _check_hashes(self)
-        _check_members(self)
         _check_package_fields(self, origin)
+        _check_members(self)
+        _check_hashes(self)
 
     @property
     def origin(self) -> Origin:
