@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from compass_shared.errors import ModelLoadError
 from compass_shared.model_cache import ModelCache, default_cache_dir
 from compass_shared.model_routes import model_routes
-from models_kit import MODEL, OTHER, files_below, sha
+from support.models_kit import MODEL, OTHER, files_below, sha
 
 
 @pytest.fixture

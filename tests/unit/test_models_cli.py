@@ -15,7 +15,7 @@ from compass_agent.models import ModelStore, Progress, State, cli, export_models
 from compass_shared.errors import ConfigError, ModelLoadError
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import ModelRef
-from models_kit import MODEL, OTHER, files_below, sha
+from support.models_kit import MODEL, OTHER, files_below, sha
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from compass_agent.models import Limits, ModelStore, State
 from compass_shared.errors import ModelLoadError
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import ModelRef
-from models_kit import MODEL, OTHER, Steps, files_below, make_tgz, make_wheel, npm_registry, sha, web
+from support.models_kit import MODEL, OTHER, Steps, files_below, make_tgz, make_wheel, npm_registry, sha, web
 
 MEMBER = "tinymodel/models/tiny.onnx"
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")

@@ -12,7 +12,7 @@ import pytest
 from compass_agent.models import ModelStore
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import ModelRef, model_ref_from
-from models_kit import (
+from support.models_kit import (
     MODEL,
     Stall,
     Web,

@@ -15,7 +15,19 @@ from compass_agent.models import Limits, ModelStore, State
 from compass_shared.errors import ModelLoadError
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import ModelRef
-from models_kit import MODEL, OTHER, Stall, Steps, Web, files_below, make_zip, member_ref, send, sha, web
+from support.models_kit import (
+    MODEL,
+    OTHER,
+    Stall,
+    Steps,
+    Web,
+    files_below,
+    make_zip,
+    member_ref,
+    send,
+    sha,
+    web,
+)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from compass_agent.models.unpack import unpack
 from compass_shared.errors import ModelLoadError
 from compass_shared.model_ref import ModelRef
-from models_kit import MODEL, OTHER, make_tgz, make_zip, sha
+from support.models_kit import MODEL, OTHER, make_tgz, make_zip, sha
 
 Make = Callable[[Path, Mapping[str, bytes]], Path]
 FILES = {"a/one.bin": MODEL, "a/two.bin": OTHER, "empty": b""}
