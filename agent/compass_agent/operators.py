@@ -1,0 +1,239 @@
+"""Operators ready to run: code of the installed bundles, with the models that knobs select."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from compass_agent.bundles import Bundle, ModelSource
+from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
+from compass_shared.errors import ConfigError, InferenceError, ModelLoadError
+from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
+
+if TYPE_CHECKING:
+    from compass_shared.values import Array, Model, OperatorFunction, Value
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+
+
+class HostedModel:
+    """A loaded model with the verified files that come with it."""
+
+    __slots__ = ("assets", "input_names", "run")
+
+    def __init__(self, loaded: LoadedModel, assets: Mapping[str, Path]) -> None:
+        self.assets = assets
+        self.input_names = loaded.input_names
+        self.run: Callable[[Mapping[str, Array]], dict[str, Array]] = loaded.run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundOperator:
+    """One operator with knobs and model fixed: a function of its inputs."""
+
+    operator: Operator
+    knobs: Knobs
+    function: OperatorFunction
+    model: Model | None
+
+    def __call__(self, inputs: Mapping[str, Value]) -> Value:
+        """Run it.
+
+        Args:
+            inputs: One value per upstream operator. They may be shared and read-only: code that wants to
+                change one copies it.
+
+        Raises:
+            InferenceError: If its code or model failed, or what it returned is not a value.
+        """
+        try:
+            value = self.function(inputs, self.knobs, self.model)
+            check_value(value)
+        except KeyboardInterrupt:
+            raise
+        # Whatever an operator raises ends this request alone, be it SystemExit or CancelledError.
+        except BaseException as error:
+            inner = isinstance(error, InferenceError)
+            problem = error.problem if inner else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
+            raise InferenceError(self.operator.name, problem) from error
+        return value
+
+
+class OperatorHost:
+    """Runs the operators of installed bundles; any number of threads may use it at once.
+
+    A model file is opened once, however many variants and pipelines run it.
+
+    Args:
+        bundles: What is installed.
+        store: Where models come from.
+        open_runtime: Runtime by name.
+    """
+
+    def __init__(
+        self,
+        bundles: Iterable[Bundle],
+        store: ModelSource,
+        *,
+        open_runtime: Callable[[str], Runtime] = open_runtime,
+    ) -> None:
+        self._bundles = {bundle.pipeline.name: bundle for bundle in bundles}
+        self._store = store
+        self._variants = {
+            (name, variant_key(operator.name, knobs)): (operator, knobs)
+            for name, bundle in self._bundles.items()
+            for operator in bundle.pipeline.operators
+            for knobs in operator.variants()
+        }
+        self._runtimes: _Once[str, Runtime] = _Once(open_runtime)
+        self._bound: _Once[tuple[str, str], BoundOperator] = _Once(self._bind)
+        self._models: _Once[tuple[str, str, str], HostedModel] = _Once(self._host)
+        self._loaded: dict[tuple[str, str], LoadedModel] = {}
+        """Runtime and SHA-256 -> open model."""
+        self._load_lock = threading.Lock()
+
+    @property
+    def bundles(self) -> Mapping[str, Bundle]:
+        """Pipeline name -> installed bundle."""
+        return self._bundles
+
+    def pipeline(self, name: str) -> Pipeline:
+        """An installed pipeline.
+
+        Raises:
+            ConfigError: If it is not installed.
+        """
+        if name not in self._bundles:
+            known = ", ".join(sorted(self._bundles)) or "none"
+            raise ConfigError(f"pipeline {name!r} is not installed here; installed: {known}")
+        return self._bundles[name].pipeline
+
+    def bind(self, pipeline: str, operator: str, knobs: Knobs) -> BoundOperator:
+        """The operator with these knob values, its model open. Blocks while a model is fetched and opened.
+
+        Raises:
+            ConfigError: If there is no such pipeline, operator or combination of knob values.
+            ModelLoadError: If its model cannot be had or opened.
+        """
+        return self._bound[pipeline, variant_key(operator, knobs)]
+
+    def run(self, pipeline: str, operator: str, inputs: Mapping[str, Value], knobs: Knobs) -> Value:
+        """Run one operator once, see ``bind`` and ``BoundOperator``."""
+        return self.bind(pipeline, operator, knobs)(inputs)
+
+    def preload(self, pipeline: str, variants: Iterable[str]) -> None:
+        """Fetch and open what these variants need, so that no request waits for it.
+
+        Args:
+            pipeline: Name of an installed pipeline.
+            variants: Keys from ``pipeline.variant_key``.
+
+        Raises:
+            ConfigError: If a variant does not exist.
+            ModelLoadError: If a model cannot be had or opened.
+        """
+        for variant in variants:
+            self._bound[pipeline, variant]
+
+    def _bind(self, key: tuple[str, str]) -> BoundOperator:
+        name, variant = key
+        pipeline = self.pipeline(name)
+        if key not in self._variants:
+            raise ConfigError(f"pipeline {pipeline.name!r} has no variant {variant!r}")
+        operator, knobs = self._variants[key]
+        model = operator.model_for(knobs)
+        return BoundOperator(
+            operator=operator,
+            knobs=MappingProxyType(knobs),
+            function=self._bundles[name].functions.get(operator.name, run_model),
+            model=None if model is None else self._models[name, operator.runtime, model],
+        )
+
+    def _host(self, key: tuple[str, str, str]) -> HostedModel:
+        name, runtime, model = key
+        bundle = self._bundles[name]
+        path = bundle.fetch(model, self._store)
+        ref = bundle.pipeline.models[model]
+        assets = {asset: bundle.fetch(other, self._store) for asset, other in ref.assets.items()}
+        return HostedModel(
+            self._load(runtime, path, ref.sha256, model), MappingProxyType({"model": path, **assets})
+        )
+
+    def _load(self, runtime: str, path: Path, sha256: str, model: str) -> LoadedModel:
+        # One at a time: opening a model takes a core and, for a moment, twice its memory.
+        with self._load_lock:
+            if (runtime, sha256) not in self._loaded:
+                try:
+                    self._loaded[runtime, sha256] = self._runtimes[runtime].load(path)
+                except ModelLoadError as error:
+                    raise ModelLoadError(str(error), model=model) from error
+            return self._loaded[runtime, sha256]
+
+
+class _Once(Generic[Key, Made]):
+    """Makes each thing once; others who want it meanwhile wait. What failed is tried again next time."""
+
+    def __init__(self, make: Callable[[Key], Made]) -> None:
+        self._make = make
+        self._made: dict[Key, Future[Made]] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: Key) -> Made:
+        with self._lock:
+            future = self._made.get(key)
+            mine = future is None
+            if future is None:
+                future = self._made[key] = Future()
+        if mine:
+            try:
+                future.set_result(self._make(key))
+            except BaseException as error:
+                with self._lock:
+                    del self._made[key]
+                future.set_exception(error)
+        return future.result()
+
+
+def run_model(inputs: Mapping[str, Value], knobs: Knobs, model: Model | None) -> Value:  # noqa: ARG001
+    """What an operator without a function does: its model, from arrays to arrays.
+
+    A model with one input takes the one upstream value; one with several takes a map of arrays by name.
+    A model with one output gives its array, one with several gives a map.
+    """
+    assert model is not None, "pipeline_file refuses operators with neither function nor model"
+    (value,) = inputs.values()
+    feed = value if isinstance(value, Mapping) else {model.input_names[0]: value}
+    outputs = model.run(feed)  # type: ignore[arg-type]  # the runtime refuses what is not an array
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def check_value(value: object) -> None:
+    """Refuse what could not travel: an operator's output has to be the same here and at a worker.
+
+    Raises:
+        TypeError: Naming the type that is not a value.
+    """
+    match value:
+        case None | bytes() | str() | int() | float() | np.bool_() | np.number():
+            return
+        case np.ndarray():
+            if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+                raise TypeError(f"arrays of {value.dtype} are not values")
+        case list() | tuple():
+            for item in value:
+                check_value(item)
+        case dict():
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise TypeError(f"keys of maps are text, not {type(name).__name__}")
+                check_value(item)
+        case _:
+            raise TypeError(f"{type(value).__name__} is not a value")
