@@ -77,7 +77,8 @@ def test_a_bundle_with_an_init_runs_it(folder: Path) -> None:
 
 def test_installed_functions_go_by_their_full_name(folder: Path) -> None:
     _edit(folder, "pipeline.toml", '".operators:scale"', '"copy:copy"')
-    assert load_bundle(folder).functions["scale"] == copy.copy
+    function: object = load_bundle(folder).functions["scale"]
+    assert function is copy.copy
 
 
 @pytest.mark.parametrize(
