@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LINE_HEIGHT = 48
 MAX_LINE_WIDTH = 640
 CLASSIFIER_WIDTH = 192
+UPRIGHT_LOG_ODDS = 2.0
+"""Prior that a page is upright, about 7 to 1; keeps lines too poor to judge from turning a page."""
 STRIDE = 32
 """Sides that the detectors take are multiples of this, in pixels."""
 LINE_STRIDE = 8
@@ -88,7 +90,8 @@ def orientation(inputs: Inputs, knobs: Knobs, model: Model | None) -> list[Line]
     """Turn the lines of a page that was photographed upside down.
 
     A page has one orientation, so its lines vote: the log-odds that the classifier gives each, weighted by
-    the line's width, since short words tell it little. An upside-down page is read from its last line up.
+    the line's width, since short words tell it little, against the prior that a page is upright. An
+    upside-down page is read from its last line up.
     """
     lines = _lines(inputs["crop"])
     if not knobs["enabled"] or not lines:
@@ -99,8 +102,9 @@ def orientation(inputs: Inputs, knobs: Knobs, model: Model | None) -> list[Line]
         image = Image.fromarray(line).resize((width, LINE_HEIGHT), Image.Resampling.BILINEAR)
         row[:, :, :width] = _normalised(np.asarray(image))
     upright, turned = np.clip(_run(model, batch), 0.01, 0.99).T
-    vote = np.log(turned / upright) @ np.array([line.shape[1] for line in lines])
-    return [_turned(line) for line in reversed(lines)] if vote > 0 else lines
+    widths = np.array([line.shape[1] for line in lines])
+    vote = np.log(turned / upright) @ widths / widths.mean()
+    return [_turned(line) for line in reversed(lines)] if vote > UPRIGHT_LOG_ODDS else lines
 
 
 def recognise(inputs: Inputs, knobs: Knobs, model: Model | None) -> str:  # noqa: ARG001

@@ -290,6 +290,9 @@ def test_orientation_turns_the_whole_page_and_its_order() -> None:
 def test_orientation_leaves_an_upright_page_alone() -> None:
     lines = some_lines(60, 200, 90)
     model = FakeModel(lambda batch: np.tile(np.array([0.7, 0.3], np.float32), (len(batch), 1)))
+    doubtful = FakeModel(lambda batch: np.tile(np.array([0.45, 0.55], np.float32), (len(batch), 1)))
+    unturned = operators.orientation({"crop": lines}, {"enabled": True}, doubtful)
+    assert [line.shape[1] for line in unturned] == [60, 200, 90]
     kept = operators.orientation({"crop": lines}, {"enabled": True}, model)
     assert all(np.array_equal(a, b) for a, b in zip(kept, lines, strict=True))
     assert operators.orientation({"crop": []}, {"enabled": True}, model) == []
