@@ -1,0 +1,1 @@
+"""Pretending to be a slower device on a slower network."""
