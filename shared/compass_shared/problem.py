@@ -85,6 +85,7 @@ class Problem:
             name
             for name in sorted(allowed)
             if name != query.origin
+            and name in self.sites
             and (query.origin, name) in self.links
             and (name, query.origin) in self.links
             and (name, query.pipeline) in self.profiles

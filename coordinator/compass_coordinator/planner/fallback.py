@@ -1,0 +1,46 @@
+"""The plan of last resort: what a query runs when it has no other plan, or the fleet is out of reach."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compass_coordinator.estimator import estimate, waits_joining
+from compass_coordinator.planner.brute_force import enumerate_plans
+from compass_coordinator.planner.policy import device_only
+from compass_shared.errors import ProfileError
+from compass_shared.plan import Plan
+from compass_shared.problem import Problem
+from compass_shared.query import Query
+
+
+def best_local_plan(problem: Problem, query: Query) -> Plan:
+    """The best plan that needs nothing but the origin, were the query alone on it.
+
+    The cheapest that meets the SLO; if none does, the most accurate in time; if none is in time, the fastest.
+
+    Raises:
+        ProfileError: If nothing was measured at the origin, so that there is nothing to choose by.
+    """
+    space = enumerate_plans(problem, query, device_only)
+    space = space.take(np.flatnonzero(np.isfinite(space.accuracy) & np.isfinite(space.cost_usd)))
+    if not len(space):
+        raise ProfileError(
+            f"query {query.name!r}: no config of pipeline {query.pipeline!r} was measured at {query.origin!r}"
+        )
+    at_load = estimate(space, query, waits_joining(problem, space.sites, {}, space, query.rate_hz))
+    in_time = at_load.latency_p95_s <= query.slo.latency_p95_s
+    met = (
+        in_time
+        & (at_load.accuracy >= query.slo.accuracy)
+        & (at_load.cost_usd_per_1000 <= query.slo.cost_usd_per_1000)
+    )
+    # An overloaded origin has no finite p95; the least work is then the best that can be said.
+    work_s = space.path_mean_s.max(axis=0)
+    if met.any():
+        order = np.lexsort((at_load.latency_p95_s, -at_load.accuracy, at_load.cost_usd_per_1000, ~met))
+    elif in_time.any():
+        order = np.lexsort((at_load.latency_p95_s, -at_load.accuracy, ~in_time))
+    else:
+        order = np.lexsort((-at_load.accuracy, work_s, at_load.latency_p95_s))
+    row = int(order[0])
+    return space.plan(row, at_load.row(row))
