@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgpack
 import numpy as np
 
 from compass_shared.errors import MessageError
-from compass_shared.values import Array, Value
+
+if TYPE_CHECKING:
+    from compass_shared.values import Array, Value
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Largest body on the data plane, requests and responses alike."""

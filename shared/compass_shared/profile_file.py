@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from compass_shared.errors import ProfileError
+from compass_shared.files import write_atomically
 from compass_shared.pipeline import Pipeline
 from compass_shared.profile import Accuracy, AccuracyTable
 
@@ -92,18 +91,3 @@ def check_belongs(table: AccuracyTable, pipeline: Pipeline, *, source: str) -> N
                 f"{source}: measured with model {name!r} {models[name]}, the pipeline names {ref.sha256}; "
                 "measure again"
             )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
