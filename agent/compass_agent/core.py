@@ -24,11 +24,11 @@ from compass_shared.messages import (
     QueryMessage,
     StatusMessage,
     TelemetryMessage,
+    WorkerInfo,
 )
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Assignment, Epoch
 from compass_shared.query import Query
-from compass_shared.site import Tier
 from compass_shared.topics import Kind
 
 _LATENCIES_KEPT = 200
@@ -91,8 +91,8 @@ class AgentCore:
         self._hello: HelloMessage | None = None
         self._profiles: dict[str, ProfileMessage] = {}
         """Pipeline -> latest measurement."""
-        self._workers: dict[str, str] = {}
-        """Site -> address of the workers whose links were asked for."""
+        self._workers: dict[str, WorkerInfo] = {}
+        """Workers whose links were asked for, by site."""
         self._counters: dict[str, _Counters] = {}
         self._refused_messages = 0
         self._requests = RequestBook(name)
@@ -154,8 +154,9 @@ class AgentCore:
 
     # --- presence ---------------------------------------------------------------------------------
 
-    def _broker_connected(self, _event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
+    def _broker_connected(self, event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
         self._connected = True
+        self._session = event.session
         return self._introduce()
 
     def _broker_lost(self, _event: ev.BrokerLost, _now_s: float) -> list[ev.Action]:
@@ -221,11 +222,7 @@ class AgentCore:
         if is_new and self._connected:
             # A new coordinator may know nothing: what is not retained is said again.
             actions.extend(self._report())
-        workers = {
-            name: worker.address
-            for name, worker in status.workers.items()
-            if name != self._name and worker.tier is not Tier.DEVICE
-        }
+        workers = {name: worker for name, worker in status.workers.items() if name != self._name}
         if workers != self._workers:
             self._workers = workers
             actions.append(ev.MeasureLinks(workers=workers))

@@ -21,6 +21,7 @@ from compass_shared.messages import (
     PipelineMessage,
     ProfileMessage,
     ShareMessage,
+    WorkerInfo,
 )
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
@@ -35,6 +36,9 @@ from compass_shared.values import Value
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConnected:
     """The broker took us; retained messages will follow."""
+
+    session: int
+    """Session epoch of this very connection: the next one's is higher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,8 +260,8 @@ class HoldShare:
 class MeasureLinks:
     """Workers became known or moved: measure the way to them, then the profile can be published."""
 
-    workers: Mapping[str, str]
-    """Site name -> base URL."""
+    workers: Mapping[str, WorkerInfo]
+    """Site name -> worker."""
 
 
 Action: TypeAlias = Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | MeasureLinks

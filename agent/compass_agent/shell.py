@@ -1,0 +1,457 @@
+"""The agent's shell: MQTT, HTTP, threads and disk around ``AgentCore``.
+
+Everything that happens is turned into an event on one asyncio loop; every action that the core returns is
+carried out here. There are no decisions in this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import aiohttp
+
+from compass_agent import events as ev
+from compass_agent import saved
+from compass_agent.bundles import load_bundle
+from compass_agent.config import AgentConfig
+from compass_agent.core import AgentCore
+from compass_agent.data import call_segment
+from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.hello import hello_of
+from compass_agent.inbox import event_of
+from compass_agent.measure.network import measure_link
+from compass_agent.measure.speed import SpeedProgress, measure_speed
+from compass_agent.measure.telemetry import read_telemetry
+from compass_agent.models import ModelStore
+from compass_agent.operators import OperatorHost
+from compass_agent.pace import Pace
+from compass_agent.routes import LinkProxies
+from compass_agent.worker import Worker
+from compass_shared import codec
+from compass_shared.calls import Call, CallHeader, OperatorTiming
+from compass_shared.clock import Clock, MonotonicClock
+from compass_shared.errors import CompassError, ConfigError, TransportError
+from compass_shared.messages import LinkReport, ProfileMessage, StatusMessage, WorkerInfo
+from compass_shared.model_cache import ModelCache
+from compass_shared.mqtt import MqttTransport
+from compass_shared.profile import SiteProfile
+from compass_shared.site import Tier
+from compass_shared.topics import Kind, Topics
+from compass_shared.transport import Connected, Disconnected, Received, Transport, TransportEvent, Will
+from compass_shared.values import Value
+
+logger = logging.getLogger(__name__)
+
+PROBE_SPLIT = "profiling"
+"""Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that the embedding program may show: ``connected``, ``measuring``, ``measured``, ``links``,
+    ``assignment``, ``share``, ``refused-message``.
+    """
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+class AgentShell:
+    """A running agent.
+
+    Args:
+        config: Its settings.
+        clock: Monotonic time.
+        transport: Makes the connection to the broker; MQTT if not given.
+        on_notice: Told what happens, on the event loop.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        clock: Clock | None = None,
+        transport: Callable[[AgentShell], Transport] | None = None,
+        on_notice: Callable[[Notice], None] = lambda _notice: None,
+    ) -> None:
+        self.config = config
+        self._clock = clock or MonotonicClock()
+        self._notice = on_notice
+        bundles = [load_bundle(folder) for folder in config.bundles]
+        self.bundles = {bundle.pipeline.name: bundle for bundle in bundles}
+        self.store = ModelStore(ModelCache(config.cache_root))
+        self.host = OperatorHost(bundles, self.store)
+        self.pace = Pace(config.slowdown)
+        self.pool = LocalPool(config.cores, clock=self._clock)
+        self.session = time.time_ns() // 1_000_000
+        """Session epoch: higher at every start, whatever happened to the disk."""
+        self.core = AgentCore(
+            name=config.name,
+            session=self.session,
+            pipelines={name: bundle.pipeline for name, bundle in self.bundles.items()},
+            assignments=saved.load(config.state_dir),
+        )
+        self._make_transport = transport or _mqtt
+        self._transport: Transport | None = None
+        self._topics = Topics(config.fleet)
+        self._http: aiohttp.ClientSession | None = None
+        self._worker: Worker | None = None
+        self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="compass-disk")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._measuring = asyncio.Lock()
+        self._profiles: dict[str, SiteProfile] = {}
+        self._links: dict[str, LinkReport] = {}
+        self._waiting: dict[str, asyncio.Future[ev.Outcome]] = {}
+        """Request -> who waits for its outcome."""
+        self._deadlines: dict[str, list[Deadline]] = {}
+        """Request -> deadlines of its local segments, to be given up when it ends."""
+        self._timers: dict[str, list[asyncio.TimerHandle]] = {}
+        self.overruns = 0
+
+    # --- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start serving; measuring goes on in the background.
+
+        Raises:
+            TransportError: If the data plane's address is taken.
+        """
+        # Calls to one worker reuse its connections; a request's own deadline bounds each call.
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+        if self.config.listen is not None:
+            self._worker = Worker(self)
+            await self._worker.start(*self.config.listen)
+        if self.config.broker is not None:
+            self._transport = self._make_transport(self)
+            self._transport.start(self._on_transport)
+            self._spawn(self._telemetry_loop(), "telemetry")
+        self._spawn(self._introduce(), "introduce")
+        if self.config.measure:
+            self._spawn(self._measure_all(), "measure")
+
+    async def close(self) -> None:
+        """Stop: requests in flight end with a TransportError, the status becomes offline."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(TransportError("the agent was closed"))
+        for handles in self._timers.values():
+            for handle in handles:
+                handle.cancel()
+        if self._transport is not None:
+            with contextlib.suppress(CompassError):
+                offline = StatusMessage(online=False, session=self.session)
+                self._publish(ev.Send(kind=Kind.STATUS, message=offline, retain=True))
+            await self._transport.close()
+        if self._worker is not None:
+            await self._worker.close()
+        await self._proxies.close()
+        if self._http is not None:
+            await self._http.close()
+        self.pool.close()
+        self._disk.shutdown(wait=True)
+
+    @property
+    def data_address(self) -> str | None:
+        """Base URL of the data plane, if this agent is a worker."""
+        return self._worker.address if self._worker is not None else None
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def request(
+        self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
+    ) -> ev.Outcome:
+        """Push one input through a pipeline.
+
+        Returns:
+            How it ended; ``outcome.error`` holds the error if it failed.
+
+        Raises:
+            ConfigError: The pipeline or the query is not known here.
+            RefusedError: The query was refused by the coordinator.
+        """
+        request = uuid.uuid4().hex
+        event = ev.RequestSubmitted(
+            request=request, pipeline=pipeline, value=value, query=query, deadline_s=deadline_s
+        )
+        future: asyncio.Future[ev.Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[request] = future
+        try:
+            self.handle(event)
+            return await future
+        finally:
+            self._waiting.pop(request, None)
+
+    # --- events in, actions out -------------------------------------------------------------------
+
+    def handle(self, event: ev.Event) -> None:
+        """Hand an event to the core and carry out what it decides."""
+        for action in self.core.handle(event, self._clock.now_s()):
+            self._perform(action)
+
+    def _perform(self, action: ev.Action) -> None:
+        match action:
+            case ev.Send():
+                self._publish(action)
+            case ev.RunSegment():
+                self._spawn(self._run_segment(action), f"segment {action.request}")
+            case ev.Later():
+                loop = asyncio.get_running_loop()
+                handle = loop.call_later(action.delay_s, self.handle, action.event)
+                self._timers.setdefault(action.event.request, []).append(handle)
+            case ev.Finish():
+                self._finish(action.outcome)
+            case ev.SaveAssignments():
+                self._disk.submit(saved.save, self.config.state_dir, action.assignments)
+                self._notice(Notice(kind="assignment", data={"assignments": dict(action.assignments)}))
+            case ev.HoldShare():
+                if self._worker is not None:
+                    self._worker.hold(action.query, action.share)
+                self._notice(Notice(kind="share", data={"query": action.query}))
+            case ev.MeasureLinks():
+                self._spawn(self._measure_links(action.workers), "links")
+
+    def _finish(self, outcome: ev.Outcome) -> None:
+        for handle in self._timers.pop(outcome.request, ()):
+            handle.cancel()
+        for deadline in self._deadlines.pop(outcome.request, ()):
+            deadline.give_up()
+        future = self._waiting.get(outcome.request)
+        if future is not None and not future.done():
+            future.set_result(outcome)
+
+    def _publish(self, action: ev.Send) -> None:
+        if self._transport is None:
+            return
+        name = self.config.name
+        topic = (
+            self._topics.agent(action.kind, name)
+            if action.item is None
+            else self._topics.query(action.kind, name, action.item)
+        )
+        payload = b"" if action.message is None else codec.encode(action.message)
+        try:
+            self._transport.publish(topic, payload, qos=action.qos, retain=action.retain)
+        except TransportError as error:
+            # What matters is said again on reconnect.
+            logger.warning("not published on %s: %s", topic, error)
+
+    def _on_transport(self, event: TransportEvent) -> None:
+        match event:
+            case Connected():
+                self._notice(Notice(kind="connected", data={"connection": event.connection}))
+                self.handle(ev.BrokerConnected(session=self.session + event.connection))
+            case Disconnected():
+                logger.warning("broker lost: %s", event.reason)
+                self.handle(ev.BrokerLost(reason=event.reason))
+            case Received():
+                incoming = event_of(event.topic, event.payload)
+                if isinstance(incoming, ev.MessageRefused):
+                    logger.warning("refused a message on %s: %s", incoming.topic, incoming.problem)
+                    self._notice(Notice(kind="refused-message", data={"problem": incoming.problem}))
+                self.handle(incoming)
+
+    def will(self, connection: int) -> Will:
+        """What the broker says when this connection breaks."""
+        offline = StatusMessage(online=False, session=self.session + connection)
+        topic = self._topics.agent(Kind.STATUS, self.config.name)
+        return Will(topic=topic, payload=codec.encode(offline), retain=True)
+
+    # --- segments ---------------------------------------------------------------------------------
+
+    async def _run_segment(self, action: ev.RunSegment) -> None:
+        started_s = self._clock.now_s()
+        try:
+            run = self._run_here if action.worker is None else self._run_there
+            done = await run(action)
+        except CompassError as error:
+            self.handle(
+                ev.SegmentFailed(
+                    request=action.request,
+                    attempt=action.attempt,
+                    segment=action.segment.index,
+                    error=error,
+                )
+            )
+            return
+        self.handle(replace(done, wall_s=self._clock.now_s() - started_s))
+
+    async def _run_here(self, action: ev.RunSegment) -> ev.SegmentDone:
+        deadline = Deadline(f"request {action.request}", action.deadline_s, clock=self._clock)
+        self._deadlines.setdefault(action.request, []).append(deadline)
+        call: Callable[[], SegmentResult] = partial(
+            run_segment,
+            self.host,
+            action.pipeline,
+            action.segment.operators,
+            action.plan.config,
+            action.values,
+            action.segment.exports,
+            self.pace,
+            deadline=deadline,
+        )
+        pooled = await self.pool.run(call)
+        self.overruns += pooled.value.overruns
+        return _done(action, pooled.value.values, pooled.value.timings, wait_s=pooled.wait_s)
+
+    async def _run_there(self, action: ev.RunSegment) -> ev.SegmentDone:
+        assert action.worker is not None
+        assert self._http is not None
+        call = Call(
+            header=CallHeader(
+                request=action.request,
+                attempt=action.attempt,
+                query=action.query,
+                pipeline=action.pipeline.name,
+                digest=action.pipeline.digest,
+                epoch=action.epoch,
+                token=action.worker.token,
+                deadline_s=action.deadline_s,
+                operators=action.segment.operators,
+                knobs={name: action.plan.config.get(name, {}) for name in action.segment.operators},
+                exports=action.segment.exports,
+            ),
+            values=action.values,
+        )
+        address = self._proxies.address_of(action.worker.address)
+        reply = await call_segment(self._http, address, call, timeout_s=action.deadline_s)
+        header = reply.answer.header
+        return replace(
+            _done(action, reply.answer.values, header.timings, wait_s=header.wait_s),
+            sent_bytes=reply.sent_bytes,
+            received_bytes=reply.received_bytes,
+        )
+
+    # --- measuring --------------------------------------------------------------------------------
+
+    async def _introduce(self) -> None:
+        loop = asyncio.get_running_loop()
+        hello = await loop.run_in_executor(None, hello_of, self)
+        self.handle(ev.HelloReady(hello=hello))
+
+    async def _measure_all(self) -> None:
+        for name in self.bundles:
+            async with self._measuring:
+                await self._measure_pipeline(name)
+            self._report()
+
+    async def _measure_pipeline(self, name: str) -> None:
+        bundle = self.bundles[name]
+        inputs = bundle.pipeline.inputs
+        if inputs is None:
+            logger.warning("pipeline %s brings no inputs to be measured with", name)
+            return
+        split = PROBE_SPLIT if PROBE_SPLIT in inputs.splits else next(iter(inputs.splits))
+        loop = asyncio.get_running_loop()
+
+        def progress(now: SpeedProgress) -> None:
+            data = {"pipeline": name, "rounds": now.rounds, "max_rounds": now.max_rounds}
+            loop.call_soon_threadsafe(self._notice, Notice(kind="measuring", data=data))
+
+        def measure() -> SiteProfile:
+            return measure_speed(
+                self.host,
+                bundle.pipeline,
+                bundle.examples(split, self.store),
+                site=self.config.name,
+                pace=self.pace,
+                clock=self._clock,
+                # The same inputs everywhere: sites are compared, not samples.
+                rng=random.Random(0),  # noqa: S311
+                budget_s=self.config.measure_budget_s,
+                emulated=self.config.emulated,
+                on_progress=progress,
+            )
+
+        self._profiles[name] = await loop.run_in_executor(None, measure)
+        self._notice(Notice(kind="measured", data={"pipeline": name}))
+
+    async def _measure_links(self, workers: Mapping[str, WorkerInfo]) -> None:
+        if self.config.tier is not Tier.DEVICE:
+            return  # links start at the devices: the requests of a worker are served there
+        assert self._http is not None
+        for name, worker in workers.items():
+            try:
+                async with self._measuring:
+                    address = await self._proxies.through(worker)
+                    self._links[name] = await measure_link(self._http, address, target=name)
+            except TransportError as error:
+                self._links.pop(name, None)
+                logger.warning("the link to %s could not be measured: %s", name, error)
+        self._notice(Notice(kind="links", data={"links": dict(self._links)}))
+        self._report()
+
+    def _report(self) -> None:
+        links = tuple(self._links.values())
+        for profile in self._profiles.values():
+            message = ProfileMessage(session=self.session, profile=profile, links=links)
+            self.handle(ev.ProfileReady(profile=message))
+
+    async def _telemetry_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.telemetry_interval_s)
+            reading = read_telemetry()
+            self.handle(
+                ev.TelemetryDue(
+                    cpu_share=reading.cpu_share,
+                    memory_used_bytes=reading.memory_used_bytes,
+                    memory_total_bytes=reading.memory_total_bytes,
+                    battery=reading.battery,
+                    temperature_c=reading.temperature_c,
+                    links=tuple(self._links.values()),
+                    overruns=self.overruns,
+                )
+            )
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
+
+
+def _done(
+    action: ev.RunSegment, values: Mapping[str, Value], timings: tuple[OperatorTiming, ...], *, wait_s: float
+) -> ev.SegmentDone:
+    return ev.SegmentDone(
+        request=action.request,
+        attempt=action.attempt,
+        segment=action.segment.index,
+        values=values,
+        timings=timings,
+        wait_s=wait_s,
+        wall_s=0.0,
+    )
+
+
+def _mqtt(shell: AgentShell) -> Transport:
+    config = shell.config
+    if config.broker is None:
+        raise ConfigError("no broker was given", field="broker")
+    return MqttTransport(
+        config.broker,
+        client_id=config.name,
+        filters=Topics(config.fleet).for_agent(config.name),
+        rng=random.Random(),  # noqa: S311  # spreads reconnects, not a secret
+        will=shell.will,
+    )
