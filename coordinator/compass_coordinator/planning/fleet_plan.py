@@ -14,6 +14,7 @@ others are kept, and waits are added per round.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,11 +23,12 @@ import numpy as np
 from compass_coordinator.estimator import PlanSpace, estimate, waits_at
 from compass_coordinator.matcher import REFUSED, match_milp
 from compass_coordinator.planner.brute_force import candidates_within, enumerate_plans, serving
+from compass_coordinator.planner.fallback import best_local_plan
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
 from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
 from compass_coordinator.planning.settling import Spaces, chosen_plans, objective, settle
-from compass_shared.errors import PlanningError
+from compass_shared.errors import PlanningError, ProfileError
 from compass_shared.evaluate import estimate_at_load
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem, SiteLoad
@@ -42,6 +44,8 @@ class FleetPlan:
     """Query name -> plan, with its estimate at the load that results from all of them."""
     refusals: Mapping[str, Refusal]
     """Why each of the other queries has none."""
+    fallbacks: Mapping[str, Plan]
+    """Query name -> what it can do at its origin alone; not for queries that were not measured there."""
     goodput: float
     """Weight of the queries that are served; each meets its whole SLO."""
     cost_usd_per_s: float
@@ -103,6 +107,7 @@ def plan_fleet(
     return FleetPlan(
         plans=_published(problem, best),
         refusals=refusals | left_out,
+        fallbacks=_fallbacks(problem),
         goodput=goodput,
         cost_usd_per_s=-negative_cost,
         bound=max(relaxed.bound, goodput),
@@ -226,6 +231,16 @@ def _typical_residual_s(spaces: Spaces, site: str) -> float:
                 medians.append(float(np.median(residual_s)))
     total = sum(weights)
     return float(np.dot(weights, medians)) / total if total > 0 else 0.0
+
+
+def _fallbacks(problem: Problem) -> dict[str, Plan]:
+    fallbacks = {}
+    for query in problem.queries:
+        # Without measurements at the origin there is nothing to choose by; such a query has no fallback.
+        if _unknown(problem, query) is None:
+            with contextlib.suppress(ProfileError):
+                fallbacks[query.name] = best_local_plan(problem, query)
+    return fallbacks
 
 
 def _published(problem: Problem, chosen: Choices) -> dict[str, Plan]:
