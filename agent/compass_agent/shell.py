@@ -40,7 +40,7 @@ from compass_agent.worker import Worker
 from compass_shared import codec
 from compass_shared.calls import Call, CallHeader, OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
-from compass_shared.errors import CompassError, ConfigError, TransportError
+from compass_shared.errors import BackendError, CompassError, ConfigError, TransportError
 from compass_shared.messages import LinkReport, ProfileMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.mqtt import MqttTransport
@@ -280,13 +280,19 @@ class AgentShell:
         try:
             run = self._run_here if action.worker is None else self._run_there
             done = await run(action)
-        except CompassError as error:
+        except Exception as error:
+            # Whatever happened, the request has to go on: to its fallback, or to its end.
+            known = (
+                error if isinstance(error, CompassError) else BackendError(f"{type(error).__name__}: {error}")
+            )
+            if known is not error:
+                logger.exception("segment of request %s failed", action.request)
             self.handle(
                 ev.SegmentFailed(
                     request=action.request,
                     attempt=action.attempt,
                     segment=action.segment.index,
-                    error=error,
+                    error=known,
                 )
             )
             return

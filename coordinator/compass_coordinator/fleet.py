@@ -1,0 +1,181 @@
+"""Fleet state: what is known of every agent and query, and the planning problem that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from compass_shared.messages import (
+    HelloMessage,
+    LinkReport,
+    ProfileMessage,
+    StatusMessage,
+    TelemetryMessage,
+    WorkerInfo,
+)
+from compass_shared.pipeline import Pipeline
+from compass_shared.problem import Problem
+from compass_shared.profile import AccuracyTable, SiteProfile
+from compass_shared.query import Query
+from compass_shared.site import Link, Site, Tier
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentState:
+    """What one agent said of itself."""
+
+    status: StatusMessage | None = None
+    hello: HelloMessage | None = None
+    profiles: dict[str, SiteProfile] = field(default_factory=dict)
+    """Pipeline -> latest measurement."""
+    links: dict[str, LinkReport] = field(default_factory=dict)
+    """Worker -> latest measurement."""
+    telemetry: TelemetryMessage | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether it is there; a status of an older session does not count."""
+        if self.status is None or self.hello is None:
+            return False
+        return self.status.online or self.status.session < self.hello.session
+
+
+class Fleet:
+    """All agents and queries.
+
+    Args:
+        pipelines: Pipelines that the coordinator plans, by name.
+        accuracy: Accuracy table of each.
+    """
+
+    def __init__(self, *, pipelines: Mapping[str, Pipeline], accuracy: Mapping[str, AccuracyTable]) -> None:
+        self.pipelines = dict(pipelines)
+        self.accuracy = dict(accuracy)
+        self.agents: dict[str, AgentState] = {}
+        self.queries: dict[str, Query] = {}
+
+    def agent(self, name: str) -> AgentState:
+        """State of an agent, made on first sight."""
+        return self.agents.setdefault(name, AgentState())
+
+    def take_status(self, agent: str, status: StatusMessage) -> bool:
+        """Take a status unless a later session already spoke; returns whether anything changed."""
+        state = self.agent(agent)
+        if state.status is not None and status.session < state.status.session:
+            return False
+        before = state.online
+        state.status = status
+        return state.online != before
+
+    def take_hello(self, agent: str, hello: HelloMessage | None) -> bool:
+        """Take a hello; returns whether anything changed."""
+        state = self.agent(agent)
+        if hello == state.hello or (hello and state.hello and hello.session < state.hello.session):
+            return False
+        state.hello = hello
+        return True
+
+    def take_profile(self, agent: str, message: ProfileMessage) -> str | None:
+        """Take a measurement.
+
+        Returns:
+            None, or why it was refused.
+        """
+        profile = message.profile
+        if profile.site != agent:
+            return f"agent {agent!r} sent a profile of {profile.site!r}"
+        pipeline = self.pipelines.get(profile.pipeline)
+        if pipeline is None:
+            return f"agent {agent!r} measured pipeline {profile.pipeline!r}, which is not planned here"
+        if pipeline.digest != profile.digest:
+            return (
+                f"agent {agent!r} measured {profile.pipeline!r} {profile.digest[:12]}, "
+                f"planned is {pipeline.digest[:12]}: install the same bundle on both"
+            )
+        state = self.agent(agent)
+        state.profiles[profile.pipeline] = profile
+        state.links.update({link.target: link for link in message.links})
+        return None
+
+    def workers(self) -> dict[str, WorkerInfo]:
+        """Online workers by site name."""
+        return {
+            name: WorkerInfo(address=state.hello.data_address, tier=state.hello.tier)
+            for name, state in sorted(self.agents.items())
+            if state.online and state.hello is not None and state.hello.data_address is not None
+        }
+
+    def problem(self) -> tuple[Problem, dict[str, str]]:
+        """The planning problem as things stand.
+
+        Returns:
+            The problem, and for each query that is left out of it, why.
+        """
+        online = {name: state for name, state in sorted(self.agents.items()) if state.online}
+        profiles = {
+            (name, pipeline): profile
+            for name, state in online.items()
+            for pipeline, profile in state.profiles.items()
+        }
+        left_out = {
+            query.name: reason
+            for query in self.queries.values()
+            if (reason := self._not_plannable(query, online, profiles)) is not None
+        }
+        problem = Problem(
+            pipelines=self.pipelines,
+            sites={name: _site(name, state.hello) for name, state in online.items() if state.hello},
+            links=self._links(online),
+            profiles=profiles,
+            accuracy=self.accuracy,
+            queries=tuple(q for _, q in sorted(self.queries.items()) if q.name not in left_out),
+        )
+        return problem, left_out
+
+    def _not_plannable(
+        self,
+        query: Query,
+        online: Mapping[str, AgentState],
+        profiles: Mapping[tuple[str, str], SiteProfile],
+    ) -> str | None:
+        if query.pipeline not in self.pipelines:
+            known = ", ".join(sorted(self.pipelines)) or "none"
+            return f"pipeline {query.pipeline!r} is not planned here; planned: {known}"
+        if query.pipeline not in self.accuracy:
+            return f"pipeline {query.pipeline!r} has no accuracy profile"
+        if query.origin not in online:
+            return f"its origin {query.origin!r} is offline"
+        if (query.origin, query.pipeline) not in profiles:
+            return f"its origin {query.origin!r} has not measured {query.pipeline!r} yet"
+        return None
+
+    def _links(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], Link]:
+        links: dict[tuple[str, str], Link] = {}
+        for name, state in online.items():
+            for report in state.links.values():
+                if report.target in online:
+                    links[name, report.target] = _link(name, report.target, report, report.up_bps)
+                    links[report.target, name] = _link(report.target, name, report, report.down_bps)
+        return links
+
+
+def _site(name: str, hello: HelloMessage) -> Site:
+    return Site(
+        name=name,
+        tier=hello.tier,
+        cores=hello.cores,
+        utilisation_cap=hello.utilisation_cap,
+        prices=hello.prices,
+        power_w=hello.power_w if hello.tier is Tier.DEVICE else 0.0,
+    )
+
+
+def _link(source: str, target: str, report: LinkReport, bandwidth_bps: float) -> Link:
+    return Link(
+        source=source,
+        target=target,
+        rtt_s=report.rtt_s,
+        rtt_var_s2=report.rtt_var_s2,
+        bandwidth_bps=bandwidth_bps,
+        bandwidth_rel_sd=report.rel_sd,
+    )
