@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from compass_coordinator.estimator import Floats, Indices, PlanSpace
 from compass_shared.errors import PlanningError
+from compass_shared.evaluate import pipeline_of
 from compass_shared.pipeline import REQUEST, Pipeline, variant_key
 from compass_shared.plan import Placement
 from compass_shared.problem import Problem
 from compass_shared.profile import SiteProfile
+from compass_shared.query import Query
 from compass_shared.segments import Segment, cut
 from compass_shared.site import cores_resource, link_resource
 
@@ -20,36 +22,29 @@ MAX_PLANS = 4_000_000
 """Above this the arrays would take gigabytes; such spaces are searched, not enumerated."""
 
 
-def build_space(
-    problem: Problem,
-    *,
-    pipeline: str,
-    origin: str,
-    sites: Sequence[str],
-    placements: Sequence[Placement],
-) -> PlanSpace:
-    """Price every config of a pipeline at each of some placements.
+def build_space(problem: Problem, query: Query, placements: Iterable[Placement]) -> PlanSpace:
+    """Price every config of a query's pipeline at each of some placements.
 
     Args:
         problem: Profiles, links, prices, accuracy.
-        pipeline: Name of the pipeline.
-        origin: Where requests arise; one of ``sites``.
-        sites: Sites that the placements use.
-        placements: Operator -> one of ``sites``, for every operator.
+        query: Gives pipeline, origin and usable sites; its rate and SLO do not matter here.
+        placements: Usable site of every operator, as a placement policy yields them.
 
     Returns:
-        ``len(placements) * config_count`` plans, placement-major.
+        ``placements x configs`` plans, placement-major.
 
     Raises:
-        PlanningError: If there are more than ``MAX_PLANS`` plans.
+        PlanningError: If the origin or pipeline is unknown, or there are more than ``MAX_PLANS`` plans.
     """
-    count = problem.pipelines[pipeline].config_count() * len(placements)
+    pipeline = pipeline_of(problem, query)
+    listed = tuple(placements)
+    count = pipeline.config_count() * len(listed)
     if count > MAX_PLANS:
         raise PlanningError(
-            f"pipeline {pipeline!r} has {count} plans from {origin!r}, too many to enumerate ({MAX_PLANS}): "
-            "give it fewer knob values or reachable sites"
+            f"pipeline {pipeline.name!r} has {count} plans from {query.origin!r}, too many to enumerate "
+            f"({MAX_PLANS}): give it fewer knob values or reachable sites"
         )
-    return _Pricer(problem, problem.pipelines[pipeline], origin, tuple(sites)).price(tuple(placements))
+    return _Pricer(problem, pipeline, query.origin, problem.sites_for(query)).price(listed)
 
 
 @dataclass(frozen=True, slots=True)

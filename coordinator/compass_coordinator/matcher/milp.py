@@ -50,7 +50,7 @@ def match_milp(
     """Choose at most one plan a query: the largest total value, then the least total cost.
 
     Args:
-        values: (queries, plans) float64, -inf where a query has no such plan.
+        values: (queries, plans) float64, -inf where a query has no such plan; only what is > 0 is chosen.
         demands: (queries, plans, resources) float64, >= 0.
         capacities: (resources,) float64, >= 0, in the units of the demands.
         costs: (queries, plans) float64; None to stop after the first stage.
@@ -118,7 +118,7 @@ class _Program:
             where=capacities > 0,
         )
         with np.errstate(invalid="ignore"):
-            usable = (problem.values >= 0) & (share <= 1 + _OVERDRAFT).all(axis=2)
+            usable = (problem.values > 0) & (share <= 1 + _OVERDRAFT).all(axis=2)
         query, plan = np.nonzero(usable)
         return cls(
             query=query,

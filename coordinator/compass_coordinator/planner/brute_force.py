@@ -70,23 +70,12 @@ def find_candidates(problem: Problem, query: Query, policy: Policy = anywhere) -
     Raises:
         PlanningError: If the origin or pipeline is unknown, or the space too large to enumerate.
     """
-    space = enumerate_plans(problem, query, policy)
+    space = build_space(problem, query, policy(problem, query))
     found = candidates_within(problem, query, space, problem.loads)
     if len(found):
         return found
     at_load = estimate(space, query, waits_at(problem, space.sites, problem.loads))
     return explain(space, at_load, query, problem.capacities())
-
-
-def enumerate_plans(problem: Problem, query: Query, policy: Policy = anywhere) -> PlanSpace:
-    """Every config at every placement that the policy allows a query."""
-    return build_space(
-        problem,
-        pipeline=query.pipeline,
-        origin=query.origin,
-        sites=problem.sites_for(query),
-        placements=tuple(policy(problem, query)),
-    )
 
 
 def candidates_within(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compass_coordinator.estimator import estimate, waits_joining
-from compass_coordinator.planner.brute_force import enumerate_plans
+from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.policy import device_only
 from compass_shared.errors import ProfileError
 from compass_shared.plan import Plan
@@ -21,7 +21,7 @@ def best_local_plan(problem: Problem, query: Query) -> Plan:
     Raises:
         ProfileError: If nothing was measured at the origin, so that there is nothing to choose by.
     """
-    space = enumerate_plans(problem, query, device_only)
+    space = build_space(problem, query, device_only(problem, query))
     space = space.take(np.flatnonzero(np.isfinite(space.accuracy) & np.isfinite(space.cost_usd)))
     if not len(space):
         raise ProfileError(

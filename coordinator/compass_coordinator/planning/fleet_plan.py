@@ -22,7 +22,8 @@ import numpy as np
 
 from compass_coordinator.estimator import PlanSpace, estimate, waits_at
 from compass_coordinator.matcher import REFUSED, match_milp
-from compass_coordinator.planner.brute_force import candidates_within, enumerate_plans, serving
+from compass_coordinator.plan_space import build_space
+from compass_coordinator.planner.brute_force import candidates_within, serving
 from compass_coordinator.planner.fallback import best_local_plan
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
@@ -148,7 +149,7 @@ def _servable(problem: Problem, policy: Policy) -> tuple[Spaces, dict[str, Refus
             continue
         key = query.pipeline, query.origin, problem.sites_for(query)
         if key not in enumerated:
-            enumerated[key] = enumerate_plans(problem, query, policy)
+            enumerated[key] = build_space(problem, query, policy(problem, query))
         space = enumerated[key]
         idle = estimate(space, query, waits_at(problem, space.sites, {}))
         rows = serving(idle, query, capacities)
