@@ -42,8 +42,8 @@ def parse_address(url: str, *, ca_file: Path | str | None = None) -> Address:
         parts = urlsplit(url)
         port = parts.port
         query = parse_qs(parts.query, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise ConfigError(f"not a broker URL ({error}); write mqtt://HOST:1883", field="broker") from error
+    except ValueError:  # its text may quote the password
+        raise ConfigError("not a broker URL; write mqtt://HOST:1883", field="broker") from None
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
         raise ConfigError("a broker URL is mqtt://HOST:1883 or mqtts://USER:PASSWORD@HOST", field="broker")
     if parts.path.strip("/") or parts.fragment or set(query) - {"ca"}:

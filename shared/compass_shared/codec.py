@@ -33,10 +33,13 @@ def encode(message: messages.Message) -> bytes:
     """Encode one message.
 
     Raises:
-        MessageError: If it is larger than ``MAX_MESSAGE_BYTES``.
+        MessageError: If it cannot be encoded, or is larger than ``MAX_MESSAGE_BYTES``.
     """
     body = msgspec.to_builtins(message)
-    payload: bytes = msgpack.packb({"schema": messages.SCHEMA, **body})
+    try:
+        payload: bytes = msgpack.packb({"schema": messages.SCHEMA, **body})
+    except (ValueError, TypeError, OverflowError) as error:  # half a surrogate pair, an integer over 64 bits
+        raise MessageError(f"{type(message).__name__} cannot be encoded: {error}") from error
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageError(
             f"{type(message).__name__} takes {len(payload)} bytes, more than {MAX_MESSAGE_BYTES}"

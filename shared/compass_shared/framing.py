@@ -57,7 +57,13 @@ def decode_value(payload: bytes) -> Value:
     try:
         return cast(
             "Value",
-            msgpack.unpackb(payload, raw=False, strict_map_key=True, ext_hook=_decode_extension),
+            msgpack.unpackb(
+                payload,
+                raw=False,
+                ext_hook=_decode_extension,
+                object_hook=_checked_map,
+                timestamp=1,  # MessagePack's own extension, which bypasses the hook: a float is a value
+            ),
         )
     except (
         ValueError,
@@ -89,8 +95,16 @@ def _encode_array(array: Array) -> msgpack.ExtType:
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.dtype.str not in _DTYPES:
         raise TypeError(f"arrays of {array.dtype} are not values")
+    if array.ndim > _MAX_DIMENSIONS:
+        raise TypeError(f"arrays of {array.ndim} dimensions are not values, {_MAX_DIMENSIONS} is the most")
     head: bytes = msgpack.packb([array.dtype.str, list(array.shape)])
     return msgpack.ExtType(_ARRAY, head + np.ascontiguousarray(array).tobytes())
+
+
+def _checked_map(items: dict[object, object]) -> dict[object, object]:
+    if not all(isinstance(key, str) for key in items):
+        raise ValueError("the keys of a map are text")
+    return items
 
 
 def _decode_extension(code: int, data: bytes) -> Array:
