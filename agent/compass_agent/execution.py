@@ -59,7 +59,7 @@ class Deadline:
         Raises:
             DeadlineError: If it has passed or was given up.
         """
-        if self.remaining_s() <= 0:
+        if not self.remaining_s() > 0:  # NaN, from the wire, is no time either
             raise DeadlineError(self._what, self._allowed_s)
 
 

@@ -1,0 +1,133 @@
+"""The caller's side of the data plane: one segment call to one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+from compass_shared.calls import (
+    MEDIA_TYPE,
+    PATH,
+    Answer,
+    Call,
+    ErrorBody,
+    decode_answer,
+    decode_error,
+    encode_call,
+)
+from compass_shared.errors import (
+    CompassError,
+    DeadlineError,
+    InferenceError,
+    MessageError,
+    RefusedError,
+    TransportError,
+)
+from compass_shared.framing import MAX_FRAME_BYTES
+
+_CHUNKED_FROM_BYTES = 1 << 20
+"""aiohttp warns of larger bodies in one piece: they would hold the event loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A worker's answer and what crossed the link for it."""
+
+    answer: Answer
+    sent_bytes: int
+    received_bytes: int
+
+
+async def call_segment(
+    session: aiohttp.ClientSession,
+    base_url: str,
+    call: Call,
+    *,
+    timeout_s: float,
+    connect_timeout_s: float | None = None,
+    max_bytes: int = MAX_FRAME_BYTES,
+) -> Reply:
+    """Ask a worker to run a segment.
+
+    Args:
+        session: Kept open from call to call.
+        base_url: The worker's data address.
+        call: What to run.
+        timeout_s: Time for all of it.
+        connect_timeout_s: Time for reaching the worker at all; all of ``timeout_s`` if None.
+        max_bytes: Largest answer taken.
+
+    Raises:
+        TransportError: The worker cannot be reached, or has a fault of its own.
+        RefusedError: It will not do it, or not now.
+        InferenceError: An operator failed on these values.
+        DeadlineError: The time was over, here or there.
+        MessageError: The call cannot be framed or was not understood, or the answer is not one to this call.
+    """
+    body = encode_call(call)
+    what = f"request {call.header.request} at {base_url}"
+    try:
+        async with session.post(
+            base_url.rstrip("/") + PATH,
+            data=body if len(body) < _CHUNKED_FROM_BYTES else io.BytesIO(body),
+            headers={"Content-Type": MEDIA_TYPE},
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s),
+            allow_redirects=False,
+        ) as response:
+            received = await _read(response, max_bytes)
+    except aiohttp.ServerTimeoutError as error:  # only connecting has a time of its own
+        raise TransportError(f"{what}: cannot be reached within {connect_timeout_s} s") from error
+    except asyncio.TimeoutError as error:
+        raise DeadlineError(what, timeout_s) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise TransportError(f"{what}: {type(error).__name__}: {error}") from error
+    if response.status != 200:
+        raise _error(response.status, received, what, timeout_s)
+    return Reply(
+        answer=_checked(decode_answer(received), call, what),
+        sent_bytes=len(body),
+        received_bytes=len(received),
+    )
+
+
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    received = bytearray()
+    async for chunk in response.content.iter_any():
+        received += chunk
+        if len(received) > max_bytes:
+            response.close()
+            raise MessageError(f"an answer is larger than {max_bytes} bytes")
+    return bytes(received)
+
+
+def _checked(answer: Answer, call: Call, what: str) -> Answer:
+    """Make sure that the answer is the one to this call."""
+    asked, got = call.header, answer.header
+    if (got.request, got.attempt) != (asked.request, asked.attempt):
+        raise MessageError(f"{what}: answered request {got.request}, attempt {got.attempt}")
+    if missing := [name for name in asked.exports if name not in answer.values]:
+        raise MessageError(f"{what}: the answer lacks the value of {missing[0]!r}")
+    return answer
+
+
+def _error(status: int, received: bytes, what: str, timeout_s: float) -> CompassError:
+    """What a worker's refusal or failure means; only what it framed itself is believed."""
+    try:
+        said = decode_error(received)
+    except MessageError:
+        return TransportError(f"{what}: HTTP {status} from something that is no worker")
+    table: Mapping[str, Callable[[ErrorBody], CompassError]] = {
+        "RefusedError": lambda body: RefusedError(body.problem, retry_after_s=body.retry_after_s),
+        "InferenceError": lambda body: InferenceError(body.operator or "", body.problem),
+        "DeadlineError": lambda _: DeadlineError(what, timeout_s),
+        "MessageError": lambda body: MessageError(f"{what}: {body.problem}"),
+        "ConfigError": lambda body: MessageError(f"{what}: {body.problem}"),
+    }
+    other: Callable[[ErrorBody], CompassError] = lambda body: TransportError(  # noqa: E731
+        f"{what}: HTTP {status}: {body.error}: {body.problem}"
+    )
+    return table.get(said.error, other)(said)

@@ -1,0 +1,292 @@
+"""The data plane of a worker: ``POST /segments`` runs operators for others, within their shares.
+
+Whatever goes wrong is answered with an ``ErrorBody`` frame; the process lives on.
+
+    400 MessageError     not a segment call, or one that lacks values
+    403 RefusedError     not assigned here
+    413 MessageError     larger than MAX_FRAME_BYTES
+    422 InferenceError   an operator failed on this input
+    429 RefusedError     over its share for the moment
+    500 BackendError     a model could not be opened, or a fault of the worker
+    503 RefusedError     the queue is full, or too slow for the deadline
+    504 DeadlineError    the time was over before the last operator started
+
+A call that arrives twice with one request id and attempt runs once: both get the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterable
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from compass_agent.counters import QueryCounter, WorkerCounters
+from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.operators import OperatorHost
+from compass_agent.pace import Pace
+from compass_agent.repeats import Repeats, Reply
+from compass_agent.shares import ShareTable
+from compass_shared.calls import (
+    MEDIA_TYPE,
+    PATH,
+    Answer,
+    AnswerHeader,
+    Call,
+    CallHeader,
+    ErrorBody,
+    decode_call,
+    encode_answer,
+    encode_error,
+)
+from compass_shared.clock import Clock, MonotonicClock
+from compass_shared.errors import (
+    BackendError,
+    CompassError,
+    ConfigError,
+    DeadlineError,
+    InferenceError,
+    MessageError,
+    RefusedError,
+)
+from compass_shared.framing import MAX_FRAME_BYTES
+
+_log = logging.getLogger(__name__)
+
+BODY_TIMEOUT_S = 60.0
+"""Time that a caller has for sending a call."""
+
+_STATUS: tuple[tuple[type[CompassError], int], ...] = (
+    (MessageError, 400),
+    (ConfigError, 400),
+    (InferenceError, 422),
+    (DeadlineError, 504),
+    (BackendError, 500),
+)
+_REFUSED = frozenset({403, 429, 503})
+_FINAL = frozenset({200, 422})
+"""What a call that comes again would end with again."""
+
+
+class Worker:
+    """Runs segment calls; everything but the HTTP.
+
+    Args:
+        site: The worker's own name.
+        host: Its operators.
+        shares: What it was told to serve.
+        pool: Its threads.
+        pace: Speed to run at.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: str,
+        host: OperatorHost,
+        shares: ShareTable,
+        pool: LocalPool,
+        pace: Pace | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.site = site
+        self.pool = pool
+        self.shares = shares
+        self.counters = WorkerCounters()
+        self._host = host
+        self._pace = pace or Pace()
+        self.clock = clock or MonotonicClock()
+        self._repeats = Repeats(lambda reply: reply.status in _FINAL)
+
+    async def answer(self, body: bytes, *, arrived_s: float) -> Reply:
+        """Serve one call.
+
+        Args:
+            body: What was received; anything at all.
+            arrived_s: When it began to arrive, by the worker's clock: deadlines count from there.
+        """
+        try:
+            call = decode_call(body)
+        except MessageError as error:
+            self.counters.garbage += 1
+            return failure(error)
+        header = call.header
+        # The token is part of the key: only who may have the answer can ask for it again.
+        key = (header.query, header.token, header.request, header.attempt, header.operators)
+        if key in self._repeats and (counter := self._counter(header.query)) is not None:
+            counter.repeated += 1
+        return await self._repeats.once(key, lambda: self._serve(call, arrived_s, self.clock.now_s()))
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        await self._repeats.close()
+
+    async def _serve(self, call: Call, arrived_s: float, received_s: float) -> Reply:
+        header = call.header
+        counter = self._counter(header.query)
+        try:
+            reply = await self._run(call, arrived_s, received_s)
+        except Exception as error:
+            reply = failure(error)
+        if counter is None:
+            self.counters.strangers += 1
+        elif reply.status in _REFUSED:
+            counter.refused += 1
+        elif reply.status != 200:
+            counter.failed += 1
+        return reply
+
+    async def _run(self, call: Call, arrived_s: float, received_s: float) -> Reply:
+        header = call.header
+        ticket = self.shares.admit(header, received_s)
+        deadline = Deadline(
+            f"request {header.request}",
+            header.deadline_s - (self.clock.now_s() - arrived_s),
+            clock=self.clock,
+        )
+        started = False
+
+        def compute() -> tuple[SegmentResult, bytes]:
+            nonlocal started
+            deadline.check()
+            started = True
+            return self._compute(call, deadline, wait_s=self.clock.now_s() - received_s)
+
+        try:
+            deadline.check()
+            done = await self.pool.run(compute, within_s=deadline.remaining_s())
+        except RefusedError as error:
+            self.shares.refund(ticket, header.request)
+            return failure(error, status=503)
+        except BaseException:
+            if started:
+                self.shares.settle(ticket, None)
+            else:
+                self.shares.refund(ticket, header.request)
+            raise
+        result, body = done.value
+        self.shares.settle(ticket, result.busy_s)
+        self.counters.add(header.query, result)
+        return Reply(200, body)
+
+    def _compute(self, call: Call, deadline: Deadline, *, wait_s: float) -> tuple[SegmentResult, bytes]:
+        """Run and encode, in a thread of the pool."""
+        header = call.header
+        pipeline = self._host.pipeline(header.pipeline)
+        result = run_segment(
+            self._host,
+            pipeline,
+            header.operators,
+            header.knobs,
+            call.values,
+            header.exports,
+            self._pace,
+            deadline=deadline,
+        )
+        return result, self._encoded(header, result, wait_s)
+
+    def _encoded(self, header: CallHeader, result: SegmentResult, wait_s: float) -> bytes:
+        answer = AnswerHeader(
+            request=header.request,
+            attempt=header.attempt,
+            site=self.site,
+            wait_s=wait_s,
+            timings=result.timings,
+            overruns=result.overruns,
+        )
+        try:
+            return encode_answer(Answer(header=answer, values=result.values))
+        except MessageError as error:  # the fault of the operators' output, not of the call
+            raise InferenceError(", ".join(header.exports), str(error)) from error
+
+    def _counter(self, query: str) -> QueryCounter | None:
+        """Counter of a query that is or was assigned here: others must not fill the memory."""
+        if query in self.shares.queries:
+            return self.counters.queries.setdefault(query, QueryCounter())
+        return self.counters.queries.get(query)
+
+
+def failure(error: Exception, *, status: int | None = None) -> Reply:
+    """The reply to a call that ended with this error."""
+    if not isinstance(error, CompassError):
+        _log.error("a segment call failed by a fault of the worker", exc_info=error)
+        error = BackendError(f"a fault of the worker: {type(error).__name__}")
+    retry_after_s = error.retry_after_s if isinstance(error, RefusedError) else None
+    if status is None and isinstance(error, RefusedError):
+        status = 403 if retry_after_s is None else 429
+    if status is None:
+        status = next((known for kind, known in _STATUS if isinstance(error, kind)), 500)
+    body = ErrorBody(
+        error=type(error).__name__,
+        problem=error.problem if isinstance(error, InferenceError) else str(error),
+        retry_after_s=retry_after_s,
+        operator=error.operator if isinstance(error, InferenceError) else None,
+    )
+    return Reply(status, encode_error(body), retry_after_s)
+
+
+def create_app(
+    worker: Worker,
+    *,
+    routes: Iterable[web.RouteDef] = (),
+    max_bytes: int = MAX_FRAME_BYTES,
+) -> web.Application:
+    """The HTTP side of a worker.
+
+    Args:
+        worker: What answers calls.
+        routes: What else the worker serves: its models, and what links are measured by.
+        max_bytes: Largest body.
+    """
+
+    async def segments(request: web.Request) -> web.Response:
+        arrived_s = worker.clock.now_s()
+        body = await _body(request, max_bytes)
+        if isinstance(body, Reply):
+            worker.counters.garbage += 1
+            return _response(body)
+        return _response(await worker.answer(body, arrived_s=arrived_s))
+
+    async def health(_request: web.Request) -> web.Response:
+        pool = worker.pool
+        state = {"site": worker.site, "cores": pool.cores, "running": pool.running, "waiting": pool.waiting}
+        return web.json_response({**state, "queries": len(worker.shares.queries)})
+
+    async def counters(_request: web.Request) -> web.Response:
+        return web.json_response({"site": worker.site, **msgspec.to_builtins(worker.counters)})
+
+    async def close(_app: web.Application) -> None:
+        await worker.close()
+
+    app = web.Application(client_max_size=max_bytes)
+    app.add_routes([web.post(PATH, segments), web.get("/health", health), web.get("/counters", counters)])
+    app.add_routes(routes)
+    app.on_cleanup.append(close)
+    return app
+
+
+async def _body(request: web.Request, max_bytes: int) -> bytes | Reply:
+    """All of a request's body, or the reply to one that is too large, too slow or ends early."""
+    too_large = MessageError(f"a call is larger than {max_bytes} bytes")
+    if request.content_length is not None and request.content_length > max_bytes:
+        return failure(too_large, status=413)
+    try:
+        return await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+    except web.HTTPRequestEntityTooLarge:
+        return failure(too_large, status=413)
+    except asyncio.TimeoutError:
+        return failure(MessageError(f"a call did not arrive within {BODY_TIMEOUT_S} s"))
+    except (aiohttp.ClientError, OSError) as error:
+        return failure(MessageError(f"a call ended early: {type(error).__name__}"))
+
+
+def _response(reply: Reply) -> web.Response:
+    headers = {}
+    if reply.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(reply.retry_after_s))
+    return web.Response(status=reply.status, body=reply.body, content_type=MEDIA_TYPE, headers=headers)
