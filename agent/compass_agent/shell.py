@@ -36,6 +36,8 @@ from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
+from compass_agent.serving import DataPlane
+from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
 from compass_shared import codec
 from compass_shared.calls import Call, CallHeader, OperatorTiming
@@ -58,11 +60,10 @@ PROBE_SPLIT = "profiling"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something that the embedding program may show: ``connected``, ``measuring``, ``measured``, ``links``,
-    ``assignment``, ``share``, ``refused-message``.
-    """
+    """Something that the embedding program may show."""
 
     kind: str
+    """One of connected, measuring, measured, links, assignment, share, refused-message."""
     data: Mapping[str, Any]
 
 
@@ -105,7 +106,8 @@ class AgentShell:
         self._transport: Transport | None = None
         self._topics = Topics(config.fleet)
         self._http: aiohttp.ClientSession | None = None
-        self._worker: Worker | None = None
+        self.shares = ShareTable()
+        self._data_plane: DataPlane | None = None
         self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="compass-disk")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,8 +135,8 @@ class AgentShell:
             timeout=aiohttp.ClientTimeout(total=None),
         )
         if self.config.listen is not None:
-            self._worker = Worker(self)
-            await self._worker.start(*self.config.listen)
+            self._data_plane = self._new_data_plane()
+            await self._data_plane.start(*self.config.listen)
         if self.config.broker is not None:
             self._transport = self._make_transport(self)
             self._transport.start(self._on_transport)
@@ -159,8 +161,8 @@ class AgentShell:
                 offline = StatusMessage(online=False, session=self.session)
                 self._publish(ev.Send(kind=Kind.STATUS, message=offline, retain=True))
             await self._transport.close()
-        if self._worker is not None:
-            await self._worker.close()
+        if self._data_plane is not None:
+            await self._data_plane.close()
         await self._proxies.close()
         if self._http is not None:
             await self._http.close()
@@ -170,7 +172,18 @@ class AgentShell:
     @property
     def data_address(self) -> str | None:
         """Base URL of the data plane, if this agent is a worker."""
-        return self._worker.address if self._worker is not None else None
+        return self._data_plane.address if self._data_plane is not None else None
+
+    def _new_data_plane(self) -> DataPlane:
+        worker = Worker(
+            site=self.config.name,
+            host=self.host,
+            shares=self.shares,
+            pool=self.pool,
+            pace=self.pace,
+            clock=self._clock,
+        )
+        return DataPlane(worker, self.store.cache, advertise=self.config.data_address)
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -221,11 +234,17 @@ class AgentShell:
                 self._disk.submit(saved.save, self.config.state_dir, action.assignments)
                 self._notice(Notice(kind="assignment", data={"assignments": dict(action.assignments)}))
             case ev.HoldShare():
-                if self._worker is not None:
-                    self._worker.hold(action.query, action.share)
-                self._notice(Notice(kind="share", data={"query": action.query}))
+                self._hold(action)
             case ev.MeasureLinks():
                 self._spawn(self._measure_links(action.workers), "links")
+
+    def _hold(self, action: ev.HoldShare) -> None:
+        now_s = self._clock.now_s()
+        if action.share is None:
+            self.shares.withdraw(action.query, now_s)
+        elif (problem := self.shares.take(action.share, now_s)) is not None:
+            logger.warning("the share of query %s stays as it was: %s", action.query, problem)
+        self._notice(Notice(kind="share", data={"query": action.query, "held": action.share is not None}))
 
     def _finish(self, outcome: ev.Outcome) -> None:
         for handle in self._timers.pop(outcome.request, ()):
@@ -282,17 +301,12 @@ class AgentShell:
             done = await run(action)
         except Exception as error:
             # Whatever happened, the request has to go on: to its fallback, or to its end.
-            known = (
-                error if isinstance(error, CompassError) else BackendError(f"{type(error).__name__}: {error}")
-            )
-            if known is not error:
-                logger.exception("segment of request %s failed", action.request)
             self.handle(
                 ev.SegmentFailed(
                     request=action.request,
                     attempt=action.attempt,
                     segment=action.segment.index,
-                    error=known,
+                    error=_as_compass_error(error),
                 )
             )
             return
@@ -391,17 +405,20 @@ class AgentShell:
     async def _measure_links(self, workers: Mapping[str, WorkerInfo]) -> None:
         if self.config.tier is not Tier.DEVICE:
             return  # links start at the devices: the requests of a worker are served there
-        assert self._http is not None
         for name, worker in workers.items():
-            try:
-                async with self._measuring:
-                    address = await self._proxies.through(worker)
-                    self._links[name] = await measure_link(self._http, address, target=name)
-            except TransportError as error:
-                self._links.pop(name, None)
-                logger.warning("the link to %s could not be measured: %s", name, error)
+            async with self._measuring:
+                await self._measure_link(name, worker)
         self._notice(Notice(kind="links", data={"links": dict(self._links)}))
         self._report()
+
+    async def _measure_link(self, name: str, worker: WorkerInfo) -> None:
+        assert self._http is not None
+        try:
+            address = await self._proxies.through(worker)
+            self._links[name] = await measure_link(self._http, address, target=name)
+        except TransportError as error:
+            self._links.pop(name, None)
+            logger.warning("the link to %s could not be measured: %s", name, error)
 
     def _report(self) -> None:
         links = tuple(self._links.values())
@@ -448,6 +465,13 @@ def _done(
         wait_s=wait_s,
         wall_s=0.0,
     )
+
+
+def _as_compass_error(error: Exception) -> CompassError:
+    if isinstance(error, CompassError):
+        return error
+    logger.error("a segment failed by a fault of the agent", exc_info=error)
+    return BackendError(f"{type(error).__name__}: {error}")
 
 
 def _mqtt(shell: AgentShell) -> Transport:

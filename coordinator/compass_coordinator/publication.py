@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from compass_coordinator.planner.fallback import best_local_plan
 from compass_coordinator.planning import FleetPlan
 from compass_shared.messages import ShareMessage, WorkerInfo
 from compass_shared.pipeline import variant_key
@@ -77,7 +76,7 @@ def decisions_of(problem: Problem, fleet_plan: FleetPlan) -> dict[str, Decision]
 def _decision(problem: Problem, fleet_plan: FleetPlan, query: Query) -> Decision:
     plan = fleet_plan.plans.get(query.name)
     # A refused query runs nothing: its best effort would take from the queries that were admitted.
-    fallback = None if plan is None else best_local_plan(problem, query)
+    fallback = None if plan is None else fleet_plan.fallbacks.get(query.name)
     refusal = None if plan is not None else fleet_plan.refusals[query.name].detail
     assignment = Assignment(
         query=query.name,

@@ -214,8 +214,11 @@ class CoordinatorShell:
 
     async def _read_retained(self) -> None:
         # A broker does not say when the last retained message was sent: quiet is the only sign.
-        while not (self._connected and self._clock.now_s() - self._last_received_s >= RETAINED_QUIET_S):
-            await asyncio.sleep(TICK_S)  # noqa: ASYNC110  # waits for the absence of events
+        while not self._is_quiet():  # noqa: ASYNC110  # waits for the absence of events
+            await asyncio.sleep(TICK_S)
+
+    def _is_quiet(self) -> bool:
+        return self._connected and self._clock.now_s() - self._last_received_s >= RETAINED_QUIET_S
 
     async def _plan(self, action: ev.StartPlanning) -> None:
         started_s = self._clock.now_s()

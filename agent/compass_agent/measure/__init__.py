@@ -1,0 +1,1 @@
+"""Measuring this machine: operators, links, load; and the accuracy of configs."""

@@ -102,16 +102,16 @@ def measure_accuracy(
             results[result.name] = result
             spent_s = time.monotonic() - started_s
             left_s = spent_s / done * (len(todo) - done)
-            on_progress(
-                Progress(done=len(results), total=len(names), spent_s=spent_s, remaining_s=left_s)
-            )
+            on_progress(Progress(done=len(results), total=len(names), spent_s=spent_s, remaining_s=left_s))
     ordered = [results[name] for name in names]
     return _table(bundle, split, chosen, ordered), ordered
 
 
 def _input_names(bundle: Bundle, cache_root: Path, split: str) -> list[str]:
     if bundle.pipeline.inputs is None or bundle.pipeline.metric is None:
-        raise ConfigError("measuring accuracy needs [inputs] and [metric]", file=bundle.folder, field="inputs")
+        raise ConfigError(
+            "measuring accuracy needs [inputs] and [metric]", file=bundle.folder, field="inputs"
+        )
     if split not in bundle.pipeline.inputs.splits:
         known = ", ".join(bundle.pipeline.inputs.splits)
         raise ConfigError(f"there is no split {split!r}; there are {known}", field="inputs.splits")
@@ -139,7 +139,8 @@ def _resume(path: Path, header: _Header) -> dict[str, InputResult]:
         raise ProfileError(f"{path}: not a progress file: {error}; remove it to start afresh") from error
     if found != header:
         raise ProfileError(
-            f"{path}: it measured another version of {found.pipeline!r} ({found.split}); remove it to start afresh"
+            f"{path}: it measured another version of {found.pipeline!r} ({found.split}); "
+            "remove it to start afresh"
         )
     results = {}
     for line in lines[1:]:

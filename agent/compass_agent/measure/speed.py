@@ -43,7 +43,7 @@ class _Samples:
     sizes: list[int] = field(default_factory=list)
 
 
-def measure_speed(
+def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     host: OperatorHost,
     pipeline: Pipeline,
     examples: Sequence[Example],
