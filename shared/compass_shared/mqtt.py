@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from compass_shared.codec import MAX_MESSAGE_BYTES
 from compass_shared.errors import TransportError
 from compass_shared.reconnecting import Connection, Listener, ReconnectingTransport
 from compass_shared.transport import QUEUE_LIMIT, Backoff, Outgoing, Received, Will, WillOf, will_of
+
+_LOG = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 10.0
@@ -191,17 +194,18 @@ class _PahoConnection:
             self._loop.remove_reader(file)
             self._loop.remove_writer(file)
 
-        def unregister(*_: Any) -> None:
+        def write(*_: Any) -> None:
+            self._loop.add_writer(file, self._drive, self._client.loop_write)
+
+        def written(*_: Any) -> None:
             self._loop.remove_writer(file)
 
         self._client.on_socket_close = detach
-        self._client.on_socket_register_write = lambda *_: self._loop.add_writer(
-            file, self._client.loop_write
-        )
-        self._client.on_socket_unregister_write = unregister
+        self._client.on_socket_register_write = write
+        self._client.on_socket_unregister_write = written
         self._loop.add_reader(file, self._read)
         if self._client.want_write():
-            self._loop.add_writer(file, self._client.loop_write)
+            write()
         self._tick()
 
     def send(self, message: Outgoing) -> int:
@@ -222,7 +226,7 @@ class _PahoConnection:
         self._end("given up")
         client, sock = self._client, self._client.socket()
         client.on_socket_close = client.on_socket_register_write = client.on_socket_unregister_write = None
-        if sock is not None:
+        if sock is not None and sock.fileno() >= 0:
             self._loop.remove_reader(sock.fileno())
             self._loop.remove_writer(sock.fileno())
             sock.close()
@@ -232,9 +236,18 @@ class _PahoConnection:
         # there is progress.
         for _ in range(_PACKETS_PER_TURN):
             handled = self._handled
-            self._client.loop_read()
+            self._drive(self._client.loop_read)
             if self._handled == handled and not self._held_by_tls():
                 return
+
+    def _drive(self, step: Callable[[], object]) -> None:
+        """Let paho do one step; whatever a broken broker makes it raise ends this connection only."""
+        try:
+            step()
+        except Exception as error:
+            _LOG.exception("paho failed on what %s sent", self._address)
+            self._end(f"paho failed: {type(error).__name__}: {error}")
+            self.abort()
 
     def _held_by_tls(self) -> int:
         sock = self._client.socket()
@@ -242,7 +255,7 @@ class _PahoConnection:
 
     def _tick(self) -> None:
         """Keep the connection alive, or find that it is not."""
-        self._client.loop_misc()
+        self._drive(self._client.loop_misc)
         if not self.ended.done():
             self._tick_handle = self._loop.call_later(min(1.0, self._keepalive_s / 4), self._tick)
 

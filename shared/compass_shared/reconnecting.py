@@ -154,6 +154,7 @@ class ReconnectingTransport:
         self._on_event = on_event
         self._empty = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"transport {self._name}")
+        self._task.add_done_callback(_report_defect)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """Hand over one message; see ``Transport``."""
@@ -295,3 +296,9 @@ class ReconnectingTransport:
     def _give_up(self, tried: _Tried, reason: str) -> None:
         self.counters.refused_publishes += 1
         _LOG.error("a message at %s was not published: %s", tried.message.topic, reason)
+
+
+def _report_defect(task: asyncio.Task[None]) -> None:
+    """A transport ends only when it is closed; anything else must not pass in silence."""
+    if not task.cancelled() and task.exception() is not None:
+        _LOG.critical("%s ended", task.get_name(), exc_info=task.exception())
