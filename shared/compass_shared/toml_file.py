@@ -74,16 +74,19 @@ def line_of(text: str, field: str) -> int | None:
         field: Dotted path with array indices, ``operators[2].inputs``.
 
     Returns:
-        One-based line, or None if nothing of the path was found.
+        One-based line (the first inside the field if it has none itself), or None if nothing was found.
     """
     want = re.sub(r"\[\.\.\.\]", "", field)
     best: tuple[int, int] | None = None
+    inside: int | None = None  # where only [table.part] headers spell the table out
     for line, path in _paths(text):
+        if inside is None and want and path.startswith(want + "."):
+            inside = line
         if (want == path or want.startswith((path + ".", path + "["))) and (
             best is None or len(path) > best[0]
         ):
             best = (len(path), line)
-    return best[1] if best else None
+    return best[1] if best else inside
 
 
 def _paths(text: str) -> list[tuple[int, str]]:
