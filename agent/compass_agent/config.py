@@ -67,21 +67,12 @@ def described_by(profile: DeviceProfile, *, emulate: bool) -> dict[str, object]:
         profile: What is known of the device.
         emulate: Whether this machine plays the device, or is one.
     """
-
-    def price(name: str) -> float:
-        figure = getattr(profile, name)
-        return 0.0 if figure is None else float(figure.value)
-
     return {
         "device_profile": profile.name,
         "tier": profile.tier,
         "cores": max(1, int(profile.cores.value)),
         "utilisation_cap": profile.utilisation_cap,
         "power_w": profile.power_w.value,
-        "prices": Prices(
-            core_s_usd=price("core_s_usd"),
-            egress_byte_usd=price("egress_byte_usd"),
-            energy_j_usd=price("energy_j_usd"),
-        ),
+        "prices": profile.prices(),
         "slowdown": profile.slowdowns() if emulate else {},
     }

@@ -235,6 +235,7 @@ class CoordinatorShell:
                 data={
                     "problem": action.problem,
                     "plan": plan,
+                    "epoch": self.core.epoch if self.core is not None else 0,
                     "seconds": self._clock.now_s() - started_s,
                     "left_out": dict(self.core.left_out) if self.core is not None else {},
                 },

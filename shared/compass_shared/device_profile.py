@@ -9,7 +9,7 @@ import msgspec
 from compass_shared.errors import ConfigError
 from compass_shared.names import is_name
 from compass_shared.resources import data_folder
-from compass_shared.site import Tier
+from compass_shared.site import Prices, Tier
 from compass_shared.toml_file import convert, line_of, read_toml
 
 SCHEMA = 1
@@ -62,6 +62,18 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def slowdowns(self) -> dict[str, float]:
         """Speed class -> slowdown."""
         return {name: figure.value for name, figure in self.slowdown.items()}
+
+    def prices(self) -> Prices:
+        """What using such a site costs; what is not stated costs nothing."""
+
+        def value(figure: Figure | None) -> float:
+            return 0.0 if figure is None else figure.value
+
+        return Prices(
+            core_s_usd=value(self.core_s_usd),
+            egress_byte_usd=value(self.egress_byte_usd),
+            energy_j_usd=value(self.energy_j_usd),
+        )
 
 
 def load_device_profile(path: Path) -> DeviceProfile:

@@ -1,0 +1,143 @@
+"""``compass coordinator``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from compass_coordinator.commands.files import cache_root, load_planned
+from compass_coordinator.measurements import save_measurements
+from compass_coordinator.planline import plan_line
+from compass_coordinator.planner.policy import POLICIES
+from compass_coordinator.planning import FleetPlan
+from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell, Notice
+from compass_shared.problem import Problem
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("--broker", required=True, metavar="URL", help="mqtt://host:port or mqtts://...")
+    parser.add_argument("--bundle", action="append", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--accuracy", action="append", type=Path, default=[], metavar="FILE")
+    parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
+    parser.add_argument(
+        "--policy", choices=sorted(POLICIES), default="compass", help="placements to consider"
+    )
+    parser.add_argument("--state", type=Path, metavar="DIR", help="keep the coordinator epoch here")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="model cache to serve to agents")
+    parser.add_argument("--save-profiles", type=Path, metavar="FILE", help="write what agents measured")
+    parser.add_argument("--events", action="store_true", help="print JSON events, a line each")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the coordinator until it is told to stop."""
+    pipelines, accuracy = load_planned(args.bundle, args.accuracy)
+    config = CoordinatorConfig(
+        broker=args.broker,
+        pipelines=pipelines,
+        accuracy=accuracy,
+        fleet=args.fleet,
+        policy=args.policy,
+        state_dir=args.state,
+        cache_root=cache_root(args.cache),
+    )
+    return asyncio.run(_serve(config, events=args.events, save_profiles=args.save_profiles))
+
+
+async def _serve(config: CoordinatorConfig, *, events: bool, save_profiles: Path | None) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result("asked to"))
+
+    def notice(notice: Notice) -> None:
+        if notice.kind == "planned" and save_profiles is not None:
+            save_measurements(save_profiles, notice.data["problem"])
+        if events:
+            print(json.dumps(event_of(notice), separators=(",", ":")), flush=True)
+        elif notice.kind != "note":
+            print(_sentence(notice), file=sys.stderr, flush=True)
+
+    shell = CoordinatorShell(config, on_notice=notice)
+    await shell.start()
+    taken_over = asyncio.ensure_future(shell.wait())
+    try:
+        await asyncio.wait({stop, taken_over}, return_when=asyncio.FIRST_COMPLETED)
+        if taken_over.done():
+            print(f"compass coordinator: {taken_over.result()}", file=sys.stderr)
+            return 1
+    finally:
+        taken_over.cancel()
+        await shell.close()
+    return 0
+
+
+def event_of(notice: Notice) -> dict[str, object]:
+    """A notice as JSON."""
+    if notice.kind != "planned":
+        return {"event": notice.kind, **notice.data}
+    problem: Problem = notice.data["problem"]
+    plan: FleetPlan = notice.data["plan"]
+    return {
+        "event": "planned",
+        "epoch": notice.data["epoch"],
+        "seconds": notice.data["seconds"],
+        "left_out": notice.data["left_out"],
+        **plan_document(problem, plan),
+    }
+
+
+def plan_document(problem: Problem, plan: FleetPlan) -> dict[str, object]:
+    """A fleet's plan as JSON: every site, link and query with what was decided."""
+    return {
+        "goodput": plan.goodput,
+        "bound": plan.bound,
+        "cost_usd_per_s": plan.cost_usd_per_s,
+        "stages_s": dict(plan.seconds),
+        "profiled": sorted(site for site, _ in problem.profiles),
+        "links": sorted(f"{source}>{target}" for source, target in problem.links),
+        "sites": {
+            name: {
+                "tier": site.tier.value,
+                "cores": site.cores,
+                "utilisation_cap": site.utilisation_cap,
+                "compute_s_usd": site.compute_s_usd,
+                "egress_byte_usd": site.prices.egress_byte_usd,
+                "emulated": next((p.emulated for (at, _), p in problem.profiles.items() if at == name), None),
+            }
+            for name, site in problem.sites.items()
+        },
+        "queries": {
+            query.name: {
+                "query": msgspec.to_builtins(query),
+                "plan": msgspec.to_builtins(plan.plans.get(query.name)),
+                "line": (
+                    plan_line(problem.pipelines[query.pipeline], plan.plans[query.name])
+                    if query.name in plan.plans
+                    else None
+                ),
+                "refusal": (
+                    plan.refusals[query.name].error().detail if query.name in plan.refusals else None
+                ),
+                "binding": (plan.refusals[query.name].binding.value if query.name in plan.refusals else None),
+            }
+            for query in problem.queries
+        },
+    }
+
+
+def _sentence(notice: Notice) -> str:
+    if notice.kind == "planned":
+        plan: FleetPlan = notice.data["plan"]
+        return (
+            f"planned {len(plan.plans)} of {len(plan.plans) + len(plan.refusals)} queries "
+            f"in {notice.data['seconds']:.2f} s, goodput {plan.goodput:g} of at most {plan.bound:g}"
+        )
+    return f"{notice.kind} " + ", ".join(f"{name} {value}" for name, value in notice.data.items())
