@@ -60,10 +60,22 @@ def parse_address(url: str, *, ca_file: Path | str | None = None) -> Address:
     )
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails, which paho leaves to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002  # as inherited
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def _tls(ca_file: Path | str | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise ConfigError(
-            f"no certificates can be read from it: {error}", file=ca_file, field="broker"
-        ) from error
+        problem = f"no certificates can be read from it: {error}"
+        raise ConfigError(problem, file=ca_file, field="broker") from error
+    context.sslsocket_class = _TlsSocket
+    return context

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import ssl
@@ -155,14 +156,7 @@ class _PahoConnection:
     async def open(self, filters: Sequence[str]) -> tuple[str, ...]:
         """Connect, subscribe, and return what was refused."""
         with _translated():
-            await asyncio.to_thread(
-                self._client.connect,
-                self._address.host,
-                self._address.port,
-                self._keepalive_s,
-                clean_start=True,
-                properties=self._connect_properties(),
-            )
+            await self._connect()
             self._attach()
             await self._answer(self._opened)
             if not filters:
@@ -170,6 +164,26 @@ class _PahoConnection:
             self._client.subscribe([(pattern, 1) for pattern in filters])
             codes = await self._answer(self._granted)
         return tuple(pattern for pattern, code in zip(filters, codes, strict=False) if code.is_failure)
+
+    async def _connect(self) -> None:
+        connect = functools.partial(
+            self._client.connect,
+            self._address.host,
+            self._address.port,
+            self._keepalive_s,
+            clean_start=True,
+            properties=self._connect_properties(),
+        )
+        connecting = self._loop.run_in_executor(None, connect)
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:  # the thread goes on, and may still open a socket
+            connecting.add_done_callback(self._abort_late)
+            raise
+
+    def _abort_late(self, connecting: asyncio.Future[Any]) -> None:
+        connecting.exception()  # nobody waits for it any more
+        self.abort()
 
     async def _answer(self, answer: asyncio.Future[_Answer]) -> _Answer:
         either: tuple[asyncio.Future[Any], ...] = (answer, self.ended)

@@ -127,8 +127,10 @@ async def test_each_connection_has_the_will_of_its_number(tmp_path: Path) -> Non
 @contextlib.asynccontextmanager
 async def fake_broker(greeting: bytes) -> AsyncIterator[str]:
     """Something that listens, says one thing and then nothing."""
+    served: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
         writer.write(greeting)
         with contextlib.suppress(ConnectionError):
             await reader.read()
@@ -137,6 +139,9 @@ async def fake_broker(greeting: bytes) -> AsyncIterator[str]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for writer in served:
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x03\x00\x00\x00"])
@@ -192,10 +197,6 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-# paho leaves the socket of a failed handshake to the garbage collector.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
-)
 async def test_tls_with_a_certificate_of_ones_own(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     with Mosquitto(tmp_path, f"certfile {certificate[0]}\nkeyfile {certificate[1]}\nuser root") as broker:
         trusting, doubting = Listener(), Listener()
