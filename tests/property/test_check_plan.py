@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -156,9 +157,12 @@ def test_a_plan_that_cannot_be_evaluated_is_reported_as_such(fault: Fault, kind:
 def test_an_estimate_that_disagrees_is_reported(field: str) -> None:
     problem, plans = _example()
     estimate = estimate_at_load(problem, plans)["query-0"]
-    off = {"cores@edge-0": 2 * estimate.demand["cores@edge-0"]}
-    wrong = {**estimate.demand, **off} if field == "demand" else 1.01 * getattr(estimate, field)
-    stated = replace(plans["query-0"], estimate=replace(estimate, **{field: wrong}))
+    wrong: dict[str, Any] = {
+        "accuracy": 1.01 * estimate.accuracy,
+        "cost_usd_per_1000": 1.01 * estimate.cost_usd_per_1000,
+        "demand": {**estimate.demand, "cores@edge-0": 1.01 * estimate.demand["cores@edge-0"]},
+    }
+    stated = replace(plans["query-0"], estimate=replace(estimate, **{field: wrong[field]}))
     assert _kinds(check_plan(problem, {"query-0": stated})) == {ViolationKind.ESTIMATE}
 
 

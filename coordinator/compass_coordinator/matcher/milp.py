@@ -15,7 +15,7 @@ tolerances are absolute (1e-6). Values that differ by less than that share of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,8 +35,10 @@ _VALUE_SLACK = 1e-6
 """Of the largest value: how far the second stage may fall below the first and still count as equal."""
 _OVERDRAFT = 1e-9
 """Relative excess over a capacity that is rounding."""
+_MARGIN = 1e-5
+"""Relative; more than the solver's tolerance."""
 _MAX_CUTS = 100
-_OPTIMAL, _LIMIT = 0, 1
+_OPTIMAL, _LIMIT, _INFEASIBLE = 0, 1, 2
 
 
 def match_milp(
@@ -103,9 +105,9 @@ class _Program:
     cost: Floats
     demand: Floats
     """(columns, resources) as a share of the capacity."""
-    rows: list[sparse.csr_array] = field(default_factory=list)
+    rows: tuple[sparse.csr_array, ...] = ()
     """Further rows, each with the upper bound at the same place of ``uppers``."""
-    uppers: list[float] = field(default_factory=list)
+    uppers: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, problem: MatchProblem) -> _Program:
@@ -133,49 +135,53 @@ class _Program:
         return self._with_row(-coefficients, -floor)
 
     def solve(self, minimised: Floats, time_limit_s: float | None) -> _Solved:
-        """Minimise a linear objective; the choice fits the capacities exactly, beyond the solver's tolerance.
+        """Minimise a linear objective; the choice fits the capacities beyond the solver's tolerance.
 
-        The solver may overdraw a row by its tolerance. Should that ever decide, the plans that overdraw
-        together are forbidden together and it solves again.
+        The solver may overdraw a row by its tolerance. Where that decides, the plans that overdraw together
+        are forbidden together and it solves again; should there be too many such sets, every demand is
+        raised by more than the tolerance instead, at the price of optimality.
         """
         program = self
         for _ in range(_MAX_CUTS):
             solved = program._solve_once(minimised, time_limit_s)
-            overdrawn = np.flatnonzero(self.demand[solved.chosen].sum(axis=0) > 1 + _OVERDRAFT)
+            overdrawn = self._overdrawn(solved.chosen)
             if not overdrawn.size:
                 return solved
             users = solved.chosen[self.demand[solved.chosen, overdrawn[0]] > 0]
             together = np.zeros(len(self.query))
             together[users] = 1.0
             program = program._with_row(together, len(users) - 1.0)
-        raise PlanningError("the solver keeps overdrawing a capacity by its tolerance")
+        bound = -solved.bound_of(minimised)
+        careful = replace(self, demand=self.demand * (1 + _MARGIN))._solve_once(minimised, time_limit_s)
+        return replace(careful, optimal=False, dual_bound=bound)
+
+    def _overdrawn(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.flatnonzero(self.demand[chosen].sum(axis=0) > 1 + _OVERDRAFT)
 
     def _with_row(self, coefficients: Floats, upper: float) -> _Program:
-        return _Program(
-            query=self.query,
-            plan=self.plan,
-            value=self.value,
-            cost=self.cost,
-            demand=self.demand,
-            rows=[*self.rows, sparse.csr_array(coefficients[np.newaxis])],
-            uppers=[*self.uppers, upper],
-        )
+        row = sparse.csr_array(coefficients[np.newaxis])
+        return replace(self, rows=(*self.rows, row), uppers=(*self.uppers, upper))
 
     def _solve_once(self, minimised: Floats, time_limit_s: float | None) -> _Solved:
         columns = len(self.query)
         scale = float(np.abs(minimised).max()) or 1.0
+        limit_s = math.inf if time_limit_s is None else time_limit_s
         one_each = sparse.csr_array(
             (np.ones(columns), (self.query, np.arange(columns))), shape=(self.query.max() + 1, columns)
         )
         matrix = sparse.vstack([one_each, sparse.csr_array(self.demand.T), *self.rows], format="csr")
         uppers = np.concatenate([np.ones(one_each.shape[0] + self.demand.shape[1]), self.uppers])
-        answer = optimize.milp(
-            minimised / scale,
-            integrality=np.ones(columns, dtype=np.int64),
-            bounds=optimize.Bounds(0, 1),
-            constraints=optimize.LinearConstraint(matrix, -np.inf, uppers),
-            options={"mip_rel_gap": 0.0, "time_limit": math.inf if time_limit_s is None else time_limit_s},
-        )
+        for presolve in (True, False):
+            answer = optimize.milp(
+                minimised / scale,
+                integrality=np.ones(columns, dtype=np.int64),
+                bounds=optimize.Bounds(0, 1),
+                constraints=optimize.LinearConstraint(matrix, -np.inf, uppers),
+                options={"mip_rel_gap": 0.0, "presolve": presolve, "time_limit": limit_s},
+            )
+            # HiGHS 1.12's presolve calls some programs infeasible where a row can be filled up to rounding.
+            if answer.status != _INFEASIBLE:
+                break
         if answer.status not in {_OPTIMAL, _LIMIT}:
             raise PlanningError(f"the matcher's solver failed: {answer.message}")
         bound = answer.mip_dual_bound
@@ -202,5 +208,5 @@ def _result(
         cost=math.fsum(program.cost[chosen]),
         bound=bound,
         gap=(bound - value) / bound if bound > 0 else 0.0,
-        status=MatchStatus.OPTIMAL if optimal else MatchStatus.TIME_LIMIT,
+        status=MatchStatus.OPTIMAL if optimal else MatchStatus.FEASIBLE,
     )

@@ -21,8 +21,8 @@ class MatchStatus(Enum):
     """How far a match went."""
 
     OPTIMAL = "optimal"
-    TIME_LIMIT = "time limit"
-    """Feasible; the bound says how much better another choice could be."""
+    FEASIBLE = "feasible"
+    """Stopped before it was proved optimal; the bound says how much better another choice could be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
