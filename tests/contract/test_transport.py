@@ -171,7 +171,13 @@ class Real:
             await proxy.close()
 
 
-@pytest.fixture(params=["memory", "rumqttd", "mosquitto"])
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("rumqttd", marks=pytest.mark.broker),
+        pytest.param("mosquitto", marks=pytest.mark.broker),
+    ]
+)
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
     if request.param == "memory":
         memory = InMemory()
