@@ -164,7 +164,11 @@ def test_room_is_made_by_moving_whoever_can_move() -> None:
     slow = {name: replace(site, cores=1.0, utilisation_cap=0.6) for name, site in problem.sites.items()}
     pipeline = problem.queries[0].pipeline
     slowest_s = max(problem.profiles[edge, pipeline].operators["op0"].mean_s for edge in ("edge-0", "edge-1"))
-    flexible, bound = (replace(query, slo=LOOSE, rate_hz=0.4 / slowest_s) for query in problem.queries)
+    # The one that can move is the heavier: displacing it would not pay, moving it does.
+    flexible, bound = (
+        replace(query, slo=LOOSE, rate_hz=0.4 / slowest_s, weight=weight)
+        for query, weight in zip(problem.queries, (2.0, 1.0), strict=True)
+    )
     problem = replace(
         problem,
         sites=slow,
