@@ -21,6 +21,7 @@ from compass_shared.evaluate import estimate_at_load, evaluate_plan
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
+from compass_shared.site import Prices
 from support.problem_strategies import problems
 from support.problems import LOOSE, FleetShape, random_problem, with_queries, with_slo
 
@@ -161,7 +162,11 @@ def test_a_full_site_is_named_in_the_refusal() -> None:
 
 def test_room_is_made_by_moving_whoever_can_move() -> None:
     problem = random_problem(1, FleetShape(variants=(1,), edges=2, clouds=0, queries=2))
-    slow = {name: replace(site, cores=1.0, utilisation_cap=0.6) for name, site in problem.sites.items()}
+    # Nothing costs anything, so nobody moves to save money.
+    small_free = {
+        name: replace(site, cores=1.0, utilisation_cap=0.6, prices=Prices(), power_w=0.0)
+        for name, site in problem.sites.items()
+    }
     pipeline = problem.queries[0].pipeline
     slowest_s = max(problem.profiles[edge, pipeline].operators["op0"].mean_s for edge in ("edge-0", "edge-1"))
     # The one that can move is the heavier: displacing it would not pay, moving it does.
@@ -171,7 +176,7 @@ def test_room_is_made_by_moving_whoever_can_move() -> None:
     )
     problem = replace(
         problem,
-        sites=slow,
+        sites=small_free,
         links={ends: replace(link, bandwidth_bps=1e9) for ends, link in problem.links.items()},
         queries=(flexible, bound),
         reachable={flexible.name: ("edge-0", "edge-1"), bound.name: ("edge-0",)},
