@@ -35,7 +35,7 @@ class WorkerCounters:
 
     queries: dict[str, QueryCounter] = field(default_factory=dict)
     strangers: int = 0
-    """Calls for queries that were never assigned here."""
+    """Calls without the token of a share that is held here; their bodies were not read."""
     garbage: int = 0
     """Bodies that were not calls."""
     overruns: int = 0

@@ -15,6 +15,7 @@ from compass_shared.calls import (
     Answer,
     Call,
     ErrorBody,
+    credentials_of,
     decode_answer,
     decode_error,
     encode_call,
@@ -74,7 +75,7 @@ async def call_segment(
         async with session.post(
             base_url.rstrip("/") + PATH,
             data=body if len(body) < _CHUNKED_FROM_BYTES else io.BytesIO(body),
-            headers={"Content-Type": MEDIA_TYPE},
+            headers={"Content-Type": MEDIA_TYPE, **credentials_of(call)},
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s),
             allow_redirects=False,
         ) as response:

@@ -122,6 +122,12 @@ class ShareTable:
         """Stop serving a query, but for what is under way."""
         self._retire(query, now_s)
 
+    def knows(self, query: str, token: str, now_s: float) -> bool:
+        """Whether this is the token of a share that is in force or only just superseded."""
+        previous, until_s = self._previous.get(query, (None, 0.0))
+        honoured = (self._current.get(query), previous if now_s < until_s else None)
+        return any(holding is not None and _same(holding.share.token, token) for holding in honoured)
+
     def admit(self, header: CallHeader, now_s: float) -> Ticket:
         """Leave for one call to run.
 

@@ -1,8 +1,9 @@
 """The data plane of a worker: ``POST /segments`` runs operators for others, within their shares.
 
-Whatever goes wrong is answered with an ``ErrorBody`` frame; the process lives on.
+Whatever goes wrong is answered with an ``ErrorBody`` frame; the process lives on. The body is read only from
+callers whose HTTP headers show the token of a share that is held here.
 
-    400 MessageError     not a segment call, or one that lacks values
+    400 MessageError     not a segment call, one that lacks values, or one whose headers say otherwise
     403 RefusedError     not assigned here
     413 MessageError     larger than MAX_FRAME_BYTES
     422 InferenceError   an operator failed on this input
@@ -42,6 +43,7 @@ from compass_shared.calls import (
     decode_call,
     encode_answer,
     encode_error,
+    shown_credentials,
 )
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import (
@@ -103,15 +105,28 @@ class Worker:
         self.clock = clock or MonotonicClock()
         self._repeats = Repeats(lambda reply: reply.status in _FINAL)
 
-    async def answer(self, body: bytes, *, arrived_s: float) -> Reply:
+    def turned_away(self, query: str, token: str) -> Reply | None:
+        """The reply to a stranger, None for a caller whose call is to be read.
+
+        Args:
+            query: What the call says it is for.
+            token: What it shows for that.
+        """
+        if self.shares.knows(query, token, self.clock.now_s()):
+            return None
+        self.counters.strangers += 1
+        return failure(RefusedError(f"query {query[:64]!r} was not assigned here with this token"))
+
+    async def answer(self, body: bytes, *, shown: tuple[str, str], arrived_s: float) -> Reply:
         """Serve one call.
 
         Args:
             body: What was received; anything at all.
+            shown: Query and token that were shown for it.
             arrived_s: When it began to arrive, by the worker's clock: deadlines count from there.
         """
         try:
-            call = decode_call(body)
+            call = _agreeing(decode_call(body), shown)
         except MessageError as error:
             self.counters.garbage += 1
             return failure(error)
@@ -211,6 +226,13 @@ class Worker:
         return self.counters.queries.get(query)
 
 
+def _agreeing(call: Call, shown: tuple[str, str]) -> Call:
+    """The call, if it is by whom its HTTP headers say."""
+    if (call.header.query, call.header.token) != shown:
+        raise MessageError("the HTTP headers of a call name another query or token than the call")
+    return call
+
+
 def failure(error: Exception, *, status: int | None = None) -> Reply:
     """The reply to a call that ended with this error."""
     if not isinstance(error, CompassError):
@@ -246,11 +268,14 @@ def create_app(
 
     async def segments(request: web.Request) -> web.Response:
         arrived_s = worker.clock.now_s()
+        shown = shown_credentials(request.headers)
+        if (refusal := worker.turned_away(*shown)) is not None:
+            return _response(refusal)
         body = await _body(request, max_bytes)
         if isinstance(body, Reply):
             worker.counters.garbage += 1
             return _response(body)
-        return _response(await worker.answer(body, arrived_s=arrived_s))
+        return _response(await worker.answer(body, shown=shown, arrived_s=arrived_s))
 
     async def health(_request: web.Request) -> web.Response:
         pool = worker.pool

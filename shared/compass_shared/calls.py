@@ -1,6 +1,8 @@
 """Segment calls on the data plane: ``POST /segments`` from an agent to a worker, and its answer.
 
-The answer echoes request id and attempt, so that it can never be taken for another's.
+A call says in its HTTP headers which query it is for and shows the token of that query's share, so that a
+worker reads no body from strangers; both stand in the frame as well, and have to agree. The answer echoes
+request id and attempt, so that it can never be taken for another's.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from compass_shared.values import KnobValue, Value
 SCHEMA = 1
 MEDIA_TYPE = "application/vnd.compass.segment+msgpack"
 PATH = "/segments"
+QUERY_HEADER = "Compass-Query"
+TOKEN_HEADER = "Authorization"  # noqa: S105  # where a token stands, not one
+_BEARER = "Bearer "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,17 @@ def decode_call(body: bytes) -> Call:
     """
     header, values = _decode(body, CallHeader)
     return Call(header=header, values=values)
+
+
+def credentials_of(call: Call) -> dict[str, str]:
+    """HTTP headers by which a worker knows the caller before it reads the call."""
+    return {QUERY_HEADER: call.header.query, TOKEN_HEADER: _BEARER + call.header.token}
+
+
+def shown_credentials(headers: Mapping[str, str]) -> tuple[str, str]:
+    """Query and token that a call shows in its HTTP headers, empty where they are missing."""
+    token = headers.get(TOKEN_HEADER, "")
+    return headers.get(QUERY_HEADER, ""), token.removeprefix(_BEARER) if token.startswith(_BEARER) else ""
 
 
 def encode_answer(answer: Answer) -> bytes:

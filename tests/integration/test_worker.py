@@ -22,7 +22,16 @@ from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.shares import BURST_REQUESTS, ShareTable
 from compass_agent.worker import Worker, create_app
-from compass_shared.calls import PATH, Answer, AnswerHeader, Call, CallHeader, decode_error, encode_call
+from compass_shared.calls import (
+    PATH,
+    Answer,
+    AnswerHeader,
+    Call,
+    CallHeader,
+    credentials_of,
+    decode_error,
+    encode_call,
+)
 from compass_shared.calls import encode_answer as framed_answer
 from compass_shared.errors import (
     CompassError,
@@ -88,6 +97,11 @@ class Rig:
 
     async def send(self, call: Call, *, timeout_s: float = 30.0) -> Reply:
         return await call_segment(self.session, self.url, call, timeout_s=timeout_s)
+
+    def post(self, data: Any, *, shown: Call | None = None) -> Any:
+        """Send any body, with the HTTP headers of a good call unless another is given."""
+        headers = credentials_of(shown or self.call())
+        return self.session.post(self.url + PATH, data=data, headers=headers)
 
     async def good(self, request: str) -> None:
         """The worker lives: it still answers."""
@@ -195,6 +209,7 @@ BAD_BODIES = {
     "garbage": (b"\xc1" * 100, 400),
     "text": (b"GET / HTTP/1.1", 400),
     "nested": (b"\x91" * 5000, 400),
+    "many lists": (b"\xdd\x00\x1e\x00\x00" + b"\x90" * 1_900_000, 400),
     "another shape": (b"\x81\xa6schema\x01", 400),
     "oversize": (bytes(MAX_BYTES + 1), 413),
 }
@@ -203,7 +218,7 @@ BAD_BODIES = {
 @pytest.mark.parametrize("name", BAD_BODIES)
 async def test_a_bad_body_is_refused_and_the_worker_lives_on(rig: Rig, name: str) -> None:
     body, status = BAD_BODIES[name]
-    async with rig.session.post(rig.url + PATH, data=io.BytesIO(body)) as response:
+    async with rig.post(io.BytesIO(body)) as response:
         assert response.status == status
         assert decode_error(await response.read()).error == "MessageError"
     await rig.good("after")
@@ -215,7 +230,7 @@ async def test_an_oversize_body_without_a_length_is_refused(rig: Rig) -> None:
         for _ in range(40):
             yield bytes(MAX_BYTES // 20)
 
-    async with rig.session.post(rig.url + PATH, data=chunks()) as response:
+    async with rig.post(chunks()) as response:
         assert response.status == 413
         assert decode_error(await response.read()).error == "MessageError"
     await rig.good("after")
@@ -227,6 +242,8 @@ async def test_a_caller_that_hangs_up_leaves_the_worker_whole(rig: Rig) -> None:
         b"",
         b"POST /segments HTTP/1.1\r\n",
         b"POST /segments HTTP/1.1\r\nContent-Length: 99\r\n\r\nabc",
+        b"POST /segments HTTP/1.1\r\nCompass-Query: q1\r\nAuthorization: Bearer secret\r\n"
+        b"Content-Length: 99\r\n\r\nabc",
     ):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
@@ -234,6 +251,51 @@ async def test_a_caller_that_hangs_up_leaves_the_worker_whole(rig: Rig) -> None:
         writer.close()
         await writer.wait_closed()
     await rig.good("after")
+
+
+STRANGERS = {
+    "nothing": {},
+    "no token": {"Compass-Query": "q1"},
+    "no query": {"Authorization": "Bearer secret"},
+    "another query": {"Compass-Query": "q9", "Authorization": "Bearer secret"},
+    "another token": {"Compass-Query": "q1", "Authorization": "Bearer Secret"},
+    "another scheme": {"Compass-Query": "q1", "Authorization": "Basic secret"},
+    "not text": {"Compass-Query": "q1", "Authorization": "Bearer s\u00e9cret"},
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+async def test_the_body_of_a_stranger_is_not_read(rig: Rig, name: str) -> None:
+    read = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a first piece"
+        await read.wait()  # the answer comes although the rest never does
+
+    async with rig.session.post(rig.url + PATH, data=body(), headers=STRANGERS[name]) as response:
+        assert response.status == 403
+        said = decode_error(await response.read())
+    assert said.error == "RefusedError"
+    assert "secret" not in said.problem
+    read.set()
+    assert (rig.worker.counters.strangers, rig.worker.counters.garbage) == (1, 0)
+    await rig.good("after")
+
+
+@pytest.mark.parametrize("change", [{"query": "q-odd"}, {"token": "other"}], ids=str)
+async def test_the_frame_has_to_say_the_same_as_its_headers(rig: Rig, change: dict[str, Any]) -> None:
+    async with rig.post(encode_call(rig.call(**change))) as response:
+        assert response.status == 400
+        assert "HTTP headers" in decode_error(await response.read()).problem
+    await rig.good("after")
+
+
+async def test_calls_under_the_share_before_are_still_read(rig: Rig) -> None:
+    share = _share(rig.host, "q1", "tiny")
+    fresh = dataclasses.replace(share, epoch=Epoch(coordinator=1, sequence=2), token="fresh")
+    assert rig.worker.shares.take(fresh, rig.worker.clock.now_s()) is None
+    await rig.good("under way")
+    await rig.send(rig.call(request="new", token=fresh.token, epoch=fresh.epoch))
 
 
 BAD_CALLS: dict[str, tuple[Callable[[Rig], Call], type[CompassError], str]] = {
@@ -284,7 +346,7 @@ async def test_a_bad_call_is_a_typed_error_and_the_worker_lives_on(rig: Rig, nam
 async def test_a_query_over_its_share_is_told_when_to_come_again(rig: Rig) -> None:
     for index in range(200):
         call = rig.call(request=f"r{index}", operators=("scale",), exports=("scale",))
-        async with rig.session.post(rig.url + PATH, data=encode_call(call)) as response:
+        async with rig.post(encode_call(call)) as response:
             body = await response.read()
         if response.status != 200:
             break

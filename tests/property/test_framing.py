@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 
 from compass_shared import calls
 from compass_shared.errors import MessageError
-from compass_shared.framing import MAX_FRAME_BYTES, decode_value, encode_value, framed_size
+from compass_shared.framing import (
+    MAX_DEPTH,
+    MAX_FRAME_BYTES,
+    MAX_ITEMS,
+    decode_value,
+    encode_value,
+    framed_size,
+)
 from support.drawing import JSON, TEXT, VALUES, damaged, distorted, drawn, same
 
 HEADS = st.lists(
@@ -102,6 +110,72 @@ def test_too_long_is_refused_both_ways() -> None:
         encode_value(bytes(MAX_FRAME_BYTES))
     with pytest.raises(MessageError, match="more than"):
         decode_value(bytes(MAX_FRAME_BYTES + 1))
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for level in range(depth):
+        value = [value] if level % 2 else {"": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "said"),
+    [
+        ([None] * (MAX_ITEMS - 1), [None] * MAX_ITEMS, "values in one frame"),
+        ({str(key): key for key in range(MAX_ITEMS // 2 - 1)}, [[""] * 999] * 101, "values in one frame"),
+        (nested(MAX_DEPTH), nested(MAX_DEPTH + 1), "deep in each other"),
+    ],
+    ids=["long", "wide", "deep"],
+)
+def test_what_holds_too_much_is_refused_both_ways(most: Any, more: Any, said: str) -> None:
+    assert decode_value(encode_value(most)) == most
+    with pytest.raises(MessageError, match=said):
+        encode_value(more)
+    with pytest.raises(MessageError, match=said):
+        decode_value(msgpack.packb(more))
+
+
+BOMBS = {
+    "empty lists": b"\xdd\x01\xff\xff\xf0" + b"\x90" * 0x1FFFFF0,
+    "lists that claim much": b"\xdd\x01\xff\xff\xf0" * 1000,
+    "lists that claim much in an array's head": b"\xc9"
+    + (10_000).to_bytes(4, "big")
+    + b"\x01"
+    + b"\xdd\x01\xff\xff\xf0" * 2000,
+    "maps of maps": b"\xdf\x00\xff\xff\xf0" + b"\xa0\x81\xa0\x80" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_little_is_allocated_for_a_frame_that_is_refused(name: str) -> None:
+    payload = BOMBS[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageError):
+            decode_value(payload)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+@given(VALUES | JSON)
+def test_values_are_counted_as_msgpack_has_them(value: Any) -> None:
+    """A frame of one value more than allowed is refused, whatever the values are."""
+    payload = encode_value(value)
+    times = MAX_ITEMS // counted(value)
+    head = b"\xdd" + (times + 1).to_bytes(4, "big")
+    if len(payload) * times < MAX_FRAME_BYTES // 2:
+        with pytest.raises(MessageError, match="values in one frame"):
+            decode_value(head + payload * (times + 1))
+        assert len(decode_value(b"\xdc\x00\x03" + payload * 3)) == 3  # type: ignore[arg-type]
+
+
+def counted(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(1 + counted(item) for item in value.values())
+    return 1 + sum(map(counted, value)) if isinstance(value, list) else 1
 
 
 @given(CALLS)

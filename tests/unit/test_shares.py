@@ -65,6 +65,21 @@ def _admitted(table: ShareTable, now_s: float, cost_s: float, *, limit: int = 10
     return limit
 
 
+def test_the_token_of_a_share_is_known_until_its_grace_ends() -> None:
+    table = _table(SHARE)
+    assert table.knows("q1", "secret", 0.0)
+    assert not table.knows("q1", "guess", 0.0)
+    assert not table.knows("q2", "secret", 0.0)
+    assert not table.knows("q1", "", 0.0)
+    table.take(NEXT, 1.0)
+    assert table.knows("q1", "secret", 1.0 + GRACE_S / 2)
+    assert table.knows("q1", "fresh", 1.0 + GRACE_S / 2)
+    assert not table.knows("q1", "secret", 1.0 + GRACE_S)
+    table.withdraw("q1", 50.0)
+    assert table.knows("q1", "fresh", 50.0)
+    assert not table.knows("q1", "fresh", 50.0 + GRACE_S)
+
+
 def test_what_was_assigned_is_admitted() -> None:
     assert _admit(_table(), "r1").reserved_s == PLANNED_S
 
