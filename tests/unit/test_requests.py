@@ -304,6 +304,11 @@ class Due:
     event: ev.AttemptOverdue | ev.RequestOverdue
 
 
+BACK = st.sampled_from([1, 1, 2, 3, None])
+"""How far back the segment was asked for that answers or fails; None for any."""
+ERRORS = st.sampled_from([TransportError("gone"), RefusedError("full"), InferenceError("op0", "bad")])
+
+
 class RequestMachine(RuleBasedStateMachine):
     """Submits, answers, repeats, fails and lets time pass; the ledger checks every step."""
 
@@ -334,22 +339,20 @@ class RequestMachine(RuleBasedStateMachine):
         self.take(self.checked.start(request, routes, deadline_s=deadline_s))
 
     @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def answer(self, data: st.DataObject) -> None:
-        self.take(self.checked(done(data.draw(st.sampled_from(self.asked)))))
+    @rule(data=st.data(), back=BACK)
+    def answer(self, data: st.DataObject, back: int | None) -> None:
+        self.take(self.checked(done(self.pick(data, back))))
 
     @precondition(lambda self: self.asked)
-    @rule()
-    def answer_the_latest(self) -> None:
-        self.take(self.checked(done(self.asked[-1])))
+    @rule(data=st.data(), back=BACK, error=ERRORS)
+    def fail(self, data: st.DataObject, back: int | None, error: CompassError) -> None:
+        self.take(self.checked(failed(self.pick(data, back), error)))
 
-    @precondition(lambda self: self.asked)
-    @rule(
-        data=st.data(),
-        error=st.sampled_from([TransportError("gone"), RefusedError("full"), InferenceError("op0", "bad")]),
-    )
-    def fail(self, data: st.DataObject, error: CompassError) -> None:
-        self.take(self.checked(failed(data.draw(st.sampled_from(self.asked)), error)))
+    def pick(self, data: st.DataObject, back: int | None) -> ev.RunSegment:
+        """One of the last segments, which mostly still run, or any."""
+        if back is None:
+            return data.draw(st.sampled_from(self.asked))
+        return self.asked[max(-back, -len(self.asked))]
 
     @rule(seconds=st.sampled_from([0.0, 0.125, 0.5, 3.0, 20.0]))
     def let_time_pass(self, seconds: float) -> None:
