@@ -13,7 +13,7 @@ _AHEAD_S = 0.05
 _FREE_AHEAD_BYTES = 4 * 1024 * 1024
 _CHUNK_S = 0.005
 """Time on the wire of one chunk; connections take turns by chunks."""
-_MIN_CHUNK_BYTES = 2 * 1024
+_MIN_CHUNK_BYTES = 1024
 _MAX_CHUNK_BYTES = 64 * 1024
 _SLACK_S = 0.0005
 """Chunks due this soon are delivered now: half of what a timer of the event loop is late by."""
@@ -56,7 +56,7 @@ class Lane:
             fair_bytes = int(bytes_per_s * _CHUNK_S)
             self.chunk_bytes = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, fair_bytes))
             under_way_s = _AHEAD_S + shape.delay_s + shape.jitter_s
-            self.ahead_bytes = int(bytes_per_s * under_way_s) + self.chunk_bytes
+            self.ahead_bytes = int(bytes_per_s * under_way_s) + 3 * self.chunk_bytes
 
     def arrives_at_s(self, now_s: float, size_bytes: int) -> float:
         """Give a chunk the next turn on the wire; returns when its last byte reaches the other end."""
