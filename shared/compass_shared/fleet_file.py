@@ -23,8 +23,10 @@ SCHEMA = 1
 
 
 class ShapeTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the demo shapes an agent's traffic to one tier."""
+    """How the demo shapes an agent's traffic to one tier: a link of its device profile, or figures."""
 
+    link: str | None = None
+    """Name of a link in the agent's device profile; the figures below are then not given."""
     delay_s: float = 0.0
     """One way, added to the real one."""
     up_bps: float | None = None

@@ -54,8 +54,13 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(config: CoordinatorConfig, *, events: bool, save_profiles: Path | None) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[str] = loop.create_future()
+
+    def ask_to_stop() -> None:
+        if not stop.done():
+            stop.set_result("asked to")
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result("asked to"))
+        loop.add_signal_handler(number, ask_to_stop)
 
     def notice(notice: Notice) -> None:
         if notice.kind == "planned" and save_profiles is not None:

@@ -15,6 +15,8 @@ from compass_shared.profile_file import check_belongs, load_accuracy
 
 ACCURACY_IN_BUNDLE = Path("profile") / "accuracy.json"
 """Where a bundle keeps its accuracy table."""
+INPUTS_IN_BUNDLE = Path("profile") / "inputs.json"
+"""Where a bundle keeps the scores of every input that the table was made of."""
 
 
 def cache_root(option: Path | None) -> Path:

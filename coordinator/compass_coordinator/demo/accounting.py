@@ -1,0 +1,78 @@
+"""Cross-checks between what devices report and what workers counted: nothing lost, nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mapping[str, Json]) -> list[str]:
+    """Everything that does not add up in one phase.
+
+    Args:
+        requests: Every request event of the phase.
+        planned: Query -> decision with ``plan``.
+        counters: Worker -> what it counted during the phase, ``{query: {operator: calls}}``.
+
+    Returns:
+        Sentences; empty when every request ended once, answered requests ran every operator where their plan
+        said, and workers counted the calls that devices made.
+    """
+    return [
+        *_ended_once(requests),
+        *_ran_as_planned(requests, planned),
+        *_counted(requests, counters),
+    ]
+
+
+def _ended_once(requests: Sequence[Json]) -> list[str]:
+    ends = Counter((request["query"], request["index"]) for request in requests)
+    problems = [f"request {index} of {query} ended {n} times" for (query, index), n in ends.items() if n > 1]
+    for query in sorted({request["query"] for request in requests}):
+        indices = sorted(request["index"] for request in requests if request["query"] == query)
+        if indices != list(range(len(indices))):
+            problems.append(f"requests of {query} are missing: ended {indices}")
+    return problems
+
+
+def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
+    problems = []
+    for request in requests:
+        if request.get("error") is not None or request["source"] != "assigned":
+            continue
+        placement = planned[request["query"]]["plan"]["placement"]
+        ran = [(name, segment["site"]) for segment in request["segments"] for name in segment["operators"]]
+        if request["attempts"] == 1 and sorted(ran) != sorted(placement.items()):
+            problems.append(
+                f"request {request['index']} of {request['query']} ran {ran}, planned {placement}"
+            )
+    return problems
+
+
+def _counted(requests: Sequence[Json], counters: Mapping[str, Json]) -> list[str]:
+    """Every segment that a device got from a worker was counted there.
+
+    A worker may have counted more: an answer that came after its request had ended is not in any trace.
+    """
+    reported: Counter[tuple[str, str, str]] = Counter()
+    for request in requests:
+        for segment in request.get("segments", ()):
+            if segment["site"] in counters:
+                reported.update((segment["site"], request["query"], name) for name in segment["operators"])
+    problems = []
+    unanswered = any(
+        request.get("error") is not None or request.get("attempts", 1) > 1 for request in requests
+    )
+    for (site, query, operator), calls in sorted(reported.items()):
+        counted = counters[site].get(query, {}).get(operator, 0)
+        if counted < calls or (counted > calls and not unanswered):
+            problems.append(f"{site} counted {counted} calls of {operator} for {query}, devices {calls}")
+    for site, queries in counters.items():
+        for query, operators in queries.items():
+            for operator, calls in operators.items():
+                if calls and not reported[site, query, operator] and not unanswered:
+                    problems.append(f"{site} ran {operator} for {query} {calls} times, no device reported it")
+    return problems

@@ -1,0 +1,131 @@
+"""What the demo shows: a live table while it serves, and the summary at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compass_coordinator.demo.scores import PhaseTotal, Served, Verdict, served
+from compass_coordinator.demo.stage import StageState
+from compass_shared.query import Query
+
+Json = Mapping[str, Any]
+
+PHASES = {"compass": "Compass", "device": "all on device", "cloud": "all in the cloud"}
+
+
+def live(state: StageState, phase: str, queries: Sequence[Query]) -> RenderableType:
+    """The screen while a phase runs."""
+    parts: list[RenderableType] = [Text(state.stage, style="bold")]
+    if state.measuring:
+        text = ", ".join(f"{name} {rounds}" for name, rounds in sorted(state.measuring.items()))
+        parts.append(Text(f"measuring: {text}"))
+    if state.planned is not None and set(state.planned["queries"]) == {query.name for query in queries}:
+        parts.append(query_table(phase, queries, state.planned, rows_of(queries, state)))
+    parts.extend(Text(note, style="yellow") for note in state.notes[-3:])
+    return Group(*parts)
+
+
+def rows_of(queries: Sequence[Query], state: StageState) -> dict[str, Served]:
+    """What every query's requests came to so far."""
+    assert state.planned is not None
+    return {
+        query.name: served(
+            query, [r for r in state.requests if r["query"] == query.name], state.planned["sites"]
+        )
+        for query in queries
+    }
+
+
+def query_table(
+    phase: str, queries: Sequence[Query], planned: Json, rows: Mapping[str, Served]
+) -> RenderableType:
+    """One line a query: its SLO, its plan, predicted and measured, verdict."""
+    emulated = sorted(site["emulated"] for site in planned["sites"].values() if site["emulated"])
+    title = f"{PHASES.get(phase, phase)} - times are emulated: {', '.join(emulated)}" if emulated else phase
+    table = Table(title=title, title_justify="left", show_lines=False, expand=True)
+    table.add_column("query", no_wrap=True)
+    table.add_column("/s", justify="right")
+    table.add_column("plan", ratio=1)
+    table.add_column("p95 ms\nSLO | pred | meas", justify="right", no_wrap=True)
+    table.add_column("accuracy\nSLO | pred | meas", justify="right", no_wrap=True)
+    table.add_column("mUSD per 1,000\nSLO | pred | meas", justify="right", no_wrap=True)
+    table.add_column("n", justify="right")
+    table.add_column("SLO", no_wrap=True)
+    for query in queries:
+        decision, row = planned["queries"][query.name], rows[query.name]
+        estimate = (decision["plan"] or {}).get("estimate") or {}
+        slo = query.slo
+        table.add_row(
+            query.name,
+            f"{query.rate_hz:g}",
+            decision["line"] or f"[dim]refused: {decision['refusal']}[/dim]",
+            _three(slo.latency_p95_s, estimate.get("latency_p95_s"), row.latency_p95_s, 1e3, 0),
+            _three(slo.accuracy, estimate.get("accuracy"), row.accuracy, 1, 2),
+            _three(slo.cost_usd_per_1000, estimate.get("cost_usd_per_1000"), row.cost_usd_per_1000, 1e3, 2),
+            str(row.sent),
+            _verdict(row.verdict),
+        )
+    return table
+
+
+def total_table(totals: Sequence[PhaseTotal], all_weight: float, queries: int) -> RenderableType:
+    """One line a phase: planned and measured goodput side by side."""
+    table = Table(
+        title="Same queries, same inputs, all run for real (emulated devices)", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column(f"goodput planned\n(weight of {all_weight:g})", justify="right")
+    table.add_column(f"goodput measured\n(weight of {all_weight:g})", justify="right")
+    table.add_column(f"queries planned | met\n(of {queries})", justify="right")
+    table.add_column("good requests\nper second", justify="right")
+    table.add_column("sent | answered |\nrefused | failed", justify="right")
+    table.add_column("mUSD\nan hour", justify="right")
+    for total in totals:
+        table.add_row(
+            PHASES.get(total.phase, total.phase),
+            f"{total.planned_goodput:g}",
+            f"{total.met_goodput:g}",
+            f"{total.planned_queries} | {total.met_queries}",
+            f"{total.good_per_s:.2f}",
+            f"{total.sent} | {total.answered} | {total.refused} | {total.failed}",
+            f"{1e3 * total.cost_usd_per_hour:.2f}",
+        )
+    return table
+
+
+def accuracy_table(checks: Sequence[Json]) -> RenderableType:
+    """Configs measured again beside what the profile says of the same inputs."""
+    table = Table(title="Accuracy profile, checked live on the same inputs", title_justify="left")
+    table.add_column("config", ratio=1)
+    table.add_column("inputs", justify="right")
+    table.add_column("profile", justify="right")
+    table.add_column("now", justify="right")
+    for check in checks:
+        table.add_row(check["config"], str(check["inputs"]), f"{check['profile']:.4f}", f"{check['now']:.4f}")
+    return table
+
+
+def _three(slo: float, predicted: float | None, measured: float | None, factor: float, digits: int) -> str:
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{factor * value:.{digits}f}"
+
+    return f"{text(slo)} | {text(predicted)} | {text(measured)}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    match verdict:
+        case Verdict.MET:
+            return "[green]met[/green]"
+        case Verdict.IDLE:
+            return "[dim]-[/dim]"
+        case Verdict.REFUSED:
+            return "[yellow]refused[/yellow]"
+        case _:
+            return (
+                f"[red]broke {verdict.value}[/red]" if verdict is not Verdict.FAILED else "[red]failed[/red]"
+            )
