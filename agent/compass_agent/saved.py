@@ -13,7 +13,8 @@ from compass_shared.plan import Assignment
 
 logger = logging.getLogger(__name__)
 
-_FILE = "assignments.json"
+_FILE = "assignments.msgpack"
+"""Not JSON: the estimate of a fallback on an overloaded device is infinite, which JSON cannot say."""
 
 
 def load(folder: Path | None) -> dict[str, Assignment]:
@@ -21,7 +22,7 @@ def load(folder: Path | None) -> dict[str, Assignment]:
     if folder is None or not (folder / _FILE).exists():
         return {}
     try:
-        return msgspec.json.decode((folder / _FILE).read_bytes(), type=dict[str, Assignment])
+        return msgspec.msgpack.decode((folder / _FILE).read_bytes(), type=dict[str, Assignment])
     except (OSError, msgspec.MsgspecError) as error:
         logger.warning("saved assignments in %s are left aside: %s", folder / _FILE, error)
         return {}
@@ -32,6 +33,6 @@ def save(folder: Path | None, assignments: Mapping[str, Assignment]) -> None:
     if folder is None:
         return
     try:
-        write_atomically(folder / _FILE, msgspec.json.encode(assignments), private=True)
+        write_atomically(folder / _FILE, msgspec.msgpack.encode(assignments), private=True)
     except OSError as error:
         logger.warning("assignments were not saved in %s: %s", folder, error)
