@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from compass_agent.events import RequestSubmitted, Source
 from compass_agent.requests import Route
 from compass_shared.errors import ConfigError, RefusedError
-from compass_shared.pipeline import Pipeline
+from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.plan import Assignment, Epoch, Plan
 
 DEFAULT_DEADLINE_S = 30.0
@@ -35,7 +35,9 @@ class AssignmentBook:
         self.coordinator_epoch = 0
         """Highest coordinator epoch seen; lower ones are refused."""
         for query, assignment in assignments.items():
-            self.take(query, assignment)
+            # Not ordered among each other: a newer coordinator need not have decided on all of them yet.
+            if self._fit_problem(query, assignment) is None:
+                self._put(query, assignment)
 
     @property
     def in_force(self) -> Mapping[str, Assignment]:
@@ -50,9 +52,25 @@ class AssignmentBook:
         """
         problem = self._order_problem(query, assignment.epoch) or self._fit_problem(query, assignment)
         if problem is None:
-            self.coordinator_epoch = max(self.coordinator_epoch, assignment.epoch.coordinator)
-            self._in_force[query] = assignment
+            self._put(query, assignment)
         return problem
+
+    def _put(self, query: str, assignment: Assignment) -> None:
+        self.coordinator_epoch = max(self.coordinator_epoch, assignment.epoch.coordinator)
+        self._in_force[query] = assignment
+
+    def local_variants(self, query: str) -> tuple[str, ...]:
+        """What a query's plan and fallback run here, as keys from ``variant_key``."""
+        assignment = self._in_force[query]
+        pipeline = self._pipelines[assignment.pipeline]
+        found = {
+            variant_key(operator.name, plan.config.get(operator.name, {})): None
+            for plan in (assignment.plan, assignment.fallback)
+            if plan is not None
+            for operator in pipeline.operators
+            if plan.placement[operator.name] == self._site
+        }
+        return tuple(found)
 
     def withdraw(self, query: str) -> None:
         """Forget a query's assignment."""
@@ -68,7 +86,7 @@ class AssignmentBook:
         """What a request may follow, in order, and the time it is allowed.
 
         Raises:
-            ConfigError: The pipeline is not installed, or several queries could be meant.
+            ConfigError: The pipeline is not installed, is not the query's, or several queries could be meant.
             RefusedError: The query has neither a plan nor a fallback.
         """
         pipeline = self._pipelines.get(event.pipeline)
@@ -81,7 +99,9 @@ class AssignmentBook:
             query = event.query or event.pipeline
             route = Route(source=Source.DEFAULT, query=query, pipeline=pipeline, plan=plan, epoch=NO_EPOCH)
             return [route], DEFAULT_DEADLINE_S
-        choices = ((Source.ASSIGNED, assignment.plan), (Source.FALLBACK, assignment.fallback))
+        choices = [(Source.ASSIGNED, assignment.plan)]
+        if not _runs_alike(assignment.plan, assignment.fallback):
+            choices.append((Source.FALLBACK, assignment.fallback))
         routes = [
             Route(
                 source=source,
@@ -100,7 +120,12 @@ class AssignmentBook:
 
     def _meant(self, event: RequestSubmitted) -> Assignment | None:
         if event.query is not None:
-            return self._in_force.get(event.query)
+            named = self._in_force.get(event.query)
+            if named is not None and named.pipeline != event.pipeline:
+                raise ConfigError(
+                    f"query {event.query!r} runs pipeline {named.pipeline!r}, not {event.pipeline!r}"
+                )
+            return named
         ours = [a for a in self._in_force.values() if a.pipeline == event.pipeline]
         if len(ours) > 1:
             names = ", ".join(sorted(a.query for a in ours))
@@ -142,6 +167,13 @@ def default_plan(pipeline: Pipeline, site: str) -> Plan:
         config={op.name: {knob: values[0] for knob, values in op.knobs.items()} for op in pipeline.operators},
         placement={op.name: site for op in pipeline.operators},
     )
+
+
+def _runs_alike(plan: Plan | None, fallback: Plan | None) -> bool:
+    """Whether the fallback would only do the same work at the same place again."""
+    if plan is None or fallback is None:
+        return False
+    return (plan.config, plan.placement) == (fallback.config, fallback.placement)
 
 
 def _plan_problem(pipeline: Pipeline, plan: Plan, sites: set[str]) -> str | None:

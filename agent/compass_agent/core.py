@@ -26,9 +26,10 @@ from compass_shared.messages import (
     TelemetryMessage,
     WorkerInfo,
 )
+from compass_shared.names import checked_name
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Assignment, Epoch
-from compass_shared.query import Query
+from compass_shared.query import Query, check_query
 from compass_shared.topics import Kind
 
 _LATENCIES_KEPT = 200
@@ -85,8 +86,10 @@ class AgentCore:
         self._session = session
         self._pipelines = dict(pipelines)
         self._book = AssignmentBook(name, pipelines, assignments or {})
-        self._queries: dict[str, Query] = {}
-        """Queries that the application declared here."""
+        self._reported_to = self._book.coordinator_epoch
+        """Highest coordinator epoch that was told what is not retained."""
+        self._queries: dict[str, Query | None] = {}
+        """Queries that the application declared here; None for one withdrawn that the broker still has."""
         self._connected = False
         self._hello: HelloMessage | None = None
         self._profiles: dict[str, ProfileMessage] = {}
@@ -97,6 +100,7 @@ class AgentCore:
         self._refused_messages = 0
         self._requests = RequestBook(name)
         self._handlers: dict[type, Callable[[Any, float], list[ev.Action]]] = {
+            ev.Started: self._started,
             ev.BrokerConnected: self._broker_connected,
             ev.BrokerLost: self._broker_lost,
             ev.HelloReady: self._hello_ready,
@@ -104,6 +108,7 @@ class AgentCore:
             ev.TelemetryDue: self._telemetry_due,
             ev.AssignmentArrived: self._assignment_arrived,
             ev.ShareArrived: self._share_arrived,
+            ev.ShareReady: self._share_ready,
             ev.CoordinatorArrived: self._coordinator_arrived,
             ev.PipelineArrived: self._pipeline_arrived,
             ev.MessageRefused: self._message_refused,
@@ -143,7 +148,7 @@ class AgentCore:
             Actions for the shell, in order.
 
         Raises:
-            ConfigError: A request names a pipeline or query that is not here.
+            ConfigError: A request or a declared query names what is not here, or makes no sense.
             RefusedError: A request's query cannot be served at all.
         """
         actions = self._handlers[type(event)](event, now_s)
@@ -153,6 +158,9 @@ class AgentCore:
         return actions
 
     # --- presence ---------------------------------------------------------------------------------
+
+    def _started(self, _event: ev.Started, _now_s: float) -> list[ev.Action]:
+        return [self._open(query) for query in self._book.in_force]
 
     def _broker_connected(self, event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
         self._connected = True
@@ -172,18 +180,21 @@ class AgentCore:
         if not self._connected or self._hello is None:
             return []
         online = StatusMessage(online=True, session=self._session)
+        queries = [self._send_query(name, query) for name, query in self._queries.items()]
+        self._queries = {name: query for name, query in self._queries.items() if query is not None}
         return [
             ev.Send(kind=Kind.STATUS, message=online, retain=True),
             ev.Send(kind=Kind.HELLO, message=self._hello, retain=True),
             *self._report(),
-            *(self._send_query(query) for query in self._queries.values()),
+            *queries,
         ]
 
     def _report(self) -> list[ev.Action]:
         return [ev.Send(kind=Kind.PROFILE, message=profile) for profile in self._profiles.values()]
 
-    def _send_query(self, query: Query) -> ev.Send:
-        return ev.Send(kind=Kind.QUERY, item=query.name, message=QueryMessage(query=query), retain=True)
+    def _send_query(self, name: str, query: Query | None) -> ev.Send:
+        message = None if query is None else QueryMessage(query=query)
+        return ev.Send(kind=Kind.QUERY, item=name, message=message, retain=True)
 
     def _profile_ready(self, event: ev.ProfileReady, _now_s: float) -> list[ev.Action]:
         self._profiles[event.profile.profile.pipeline] = event.profile
@@ -216,11 +227,12 @@ class AgentCore:
         status = event.status
         if status.epoch < self._book.coordinator_epoch or not status.online:
             return []
-        is_new = status.epoch > self._book.coordinator_epoch
         self._book.coordinator_epoch = status.epoch
         actions: list[ev.Action] = []
-        if is_new and self._connected:
+        # Not the book's epoch: a new coordinator's assignment may arrive before its status.
+        if status.epoch > self._reported_to and self._connected:
             # A new coordinator may know nothing: what is not retained is said again.
+            self._reported_to = status.epoch
             actions.extend(self._report())
         workers = {name: worker for name, worker in status.workers.items() if name != self._name}
         if workers != self._workers:
@@ -241,19 +253,28 @@ class AgentCore:
             return [self._save()]
         problem = self._book.take(event.query, assignment)
         ack = self._ack(event.query, assignment.epoch, problem)
-        return [ack] if problem else [self._save(), ack]
+        return [ack] if problem else [self._save(), ack, self._open(event.query)]
 
     def _share_arrived(self, event: ev.ShareArrived, _now_s: float) -> list[ev.Action]:
         share = event.share
         if share is None:
             return [ev.HoldShare(query=event.query, share=None)]
         problem = self._book.share_problem(share.epoch, share.pipeline, share.digest)
-        ack = self._ack(event.query, share.epoch, problem, share=True)
-        return [ack] if problem else [ev.HoldShare(query=event.query, share=share), ack]
+        if problem is not None:
+            return [self._ack(event.query, share.epoch, problem, share=True)]
+        self._book.coordinator_epoch = share.epoch.coordinator
+        return [ev.HoldShare(query=event.query, share=share)]
+
+    def _share_ready(self, event: ev.ShareReady, _now_s: float) -> list[ev.Action]:
+        return [self._ack(event.query, event.epoch, event.problem, share=True)]
 
     def _ack(self, query: str, epoch: Epoch, problem: str | None, *, share: bool = False) -> ev.Send:
         ack = AckMessage(query=query, epoch=epoch, taken=problem is None, reason=problem or "", share=share)
         return ev.Send(kind=Kind.ACK, message=ack)
+
+    def _open(self, query: str) -> ev.OpenModels:
+        variants = self._book.local_variants(query)
+        return ev.OpenModels(pipeline=self._book.in_force[query].pipeline, variants=variants)
 
     def _save(self) -> ev.SaveAssignments:
         return ev.SaveAssignments(assignments=dict(self._book.in_force))
@@ -261,14 +282,26 @@ class AgentCore:
     # --- the application --------------------------------------------------------------------------
 
     def _query_declared(self, event: ev.QueryDeclared, _now_s: float) -> list[ev.Action]:
+        if event.query is not None:
+            self._check_declared(event.name, event.query)
+        if not self._connected:
+            self._queries[event.name] = event.query
+            return []
         if event.query is None:
             self._queries.pop(event.name, None)
-            clear = ev.Send(kind=Kind.QUERY, item=event.name, message=None, retain=True)
-            return [clear] if self._connected else []
-        if event.query.pipeline not in self._pipelines:
-            raise ConfigError(f"pipeline {event.query.pipeline!r} is not installed here", field="pipeline")
-        self._queries[event.name] = event.query
-        return [self._send_query(event.query)] if self._connected else []
+        else:
+            self._queries[event.name] = event.query
+        return [self._send_query(event.name, event.query)]
+
+    def _check_declared(self, name: str, query: Query) -> None:
+        checked_name(name, "query")
+        if (query.name, query.origin) != (name, self._name):
+            raise ConfigError(
+                f"query {name!r} must bear that name and start at {self._name!r}", field="query"
+            )
+        if query.pipeline not in self._pipelines:
+            raise ConfigError(f"pipeline {query.pipeline!r} is not installed here", field="pipeline")
+        check_query(query)
 
     def _request_submitted(self, event: ev.RequestSubmitted, now_s: float) -> list[ev.Action]:
         routes, deadline_s = self._book.routes(event)

@@ -30,6 +30,11 @@ from compass_shared.errors import (
 )
 from compass_shared.framing import MAX_FRAME_BYTES
 
+CONNECT_TIMEOUT_S = 2.0
+CONNECT_SHARE = 1 / 3
+"""A worker that is not reached within this share of a call's time, or ``CONNECT_TIMEOUT_S`` if that is less,
+is given up: there is still time to do without it."""
+
 _CHUNKED_FROM_BYTES = 1 << 20
 """aiohttp warns of larger bodies in one piece: they would hold the event loop."""
 
@@ -49,7 +54,6 @@ async def call_segment(
     call: Call,
     *,
     timeout_s: float,
-    connect_timeout_s: float | None = None,
     max_bytes: int = MAX_FRAME_BYTES,
 ) -> Reply:
     """Ask a worker to run a segment.
@@ -59,7 +63,6 @@ async def call_segment(
         base_url: The worker's data address.
         call: What to run.
         timeout_s: Time for all of it.
-        connect_timeout_s: Time for reaching the worker at all; all of ``timeout_s`` if None.
         max_bytes: Largest answer taken.
 
     Raises:
@@ -70,18 +73,19 @@ async def call_segment(
         MessageError: The call cannot be framed or was not understood, or the answer is not one to this call.
     """
     body = encode_call(call)
+    connect_s = min(CONNECT_TIMEOUT_S, CONNECT_SHARE * timeout_s)
     what = f"request {call.header.request} at {base_url}"
     try:
         async with session.post(
             base_url.rstrip("/") + PATH,
             data=body if len(body) < _CHUNKED_FROM_BYTES else io.BytesIO(body),
             headers={"Content-Type": MEDIA_TYPE, **credentials_of(call)},
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s),
+            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=connect_s),
             allow_redirects=False,
         ) as response:
             received = await _read(response, max_bytes)
     except aiohttp.ServerTimeoutError as error:  # only connecting has a time of its own
-        raise TransportError(f"{what}: cannot be reached within {connect_timeout_s} s") from error
+        raise TransportError(f"{what}: cannot be reached within {connect_s:.3f} s") from error
     except asyncio.TimeoutError as error:
         raise DeadlineError(what, timeout_s) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:

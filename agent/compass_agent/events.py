@@ -34,6 +34,11 @@ from compass_shared.values import Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The agent runs; it may hold assignments from before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConnected:
     """The broker took us; retained messages will follow."""
 
@@ -89,6 +94,16 @@ class ShareArrived:
 
     query: str
     share: ShareMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareReady:
+    """A share is served from now on, its models open; or it is not, and the one before it stays."""
+
+    query: str
+    epoch: Epoch
+    problem: str | None
+    """Why it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,13 +190,15 @@ class RequestOverdue:
 
 
 Event: TypeAlias = (
-    BrokerConnected
+    Started
+    | BrokerConnected
     | BrokerLost
     | HelloReady
     | ProfileReady
     | TelemetryDue
     | AssignmentArrived
     | ShareArrived
+    | ShareReady
     | CoordinatorArrived
     | PipelineArrived
     | MessageRefused
@@ -250,10 +267,22 @@ class SaveAssignments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldShare:
-    """Serve this query up to this share; None stops serving it."""
+    """Open a share's models, serve its query up to it, and report ShareReady; None stops serving the query.
+
+    A later one for the same query takes the place of one that is not ready yet.
+    """
 
     query: str
     share: ShareMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenModels:
+    """Open what these variants need, so that no request has to wait for it."""
+
+    pipeline: str
+    variants: tuple[str, ...]
+    """Keys from ``pipeline.variant_key``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +293,9 @@ class MeasureLinks:
     """Site name -> worker."""
 
 
-Action: TypeAlias = Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | MeasureLinks
+Action: TypeAlias = (
+    Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | OpenModels | MeasureLinks
+)
 
 # --- outcomes -------------------------------------------------------------------------------------
 

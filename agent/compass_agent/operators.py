@@ -14,7 +14,7 @@ import numpy as np
 
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
-from compass_shared.errors import ConfigError, InferenceError, ModelLoadError
+from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
 from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class OperatorHost:
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         """Runtime and SHA-256 -> open model."""
         self._load_lock = threading.Lock()
+        self._closed = False
 
     @property
     def bundles(self) -> Mapping[str, Bundle]:
@@ -122,8 +123,9 @@ class OperatorHost:
         Raises:
             ConfigError: If there is no such pipeline, operator or combination of knob values.
             ModelLoadError: If its model cannot be had or opened.
+            BackendError: If the host was closed.
         """
-        return self._bound[pipeline, variant_key(operator, knobs)]
+        return self._bind_open((pipeline, variant_key(operator, knobs)))
 
     def run(self, pipeline: str, operator: str, inputs: Mapping[str, Value], knobs: Knobs) -> Value:
         """Run one operator once, see ``bind`` and ``BoundOperator``."""
@@ -139,9 +141,19 @@ class OperatorHost:
         Raises:
             ConfigError: If a variant does not exist.
             ModelLoadError: If a model cannot be had or opened.
+            BackendError: If the host was closed.
         """
         for variant in variants:
-            self._bound[pipeline, variant]
+            self._bind_open((pipeline, variant))
+
+    def close(self) -> None:
+        """Bind nothing any more: whatever runs operators one after the other ends after its present one."""
+        self._closed = True
+
+    def _bind_open(self, key: tuple[str, str]) -> BoundOperator:
+        if self._closed:
+            raise BackendError("the agent was closed")
+        return self._bound[key]
 
     def _bind(self, key: tuple[str, str]) -> BoundOperator:
         name, variant = key

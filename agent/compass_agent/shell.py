@@ -43,7 +43,7 @@ from compass_shared import codec
 from compass_shared.calls import Call, CallHeader, OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import BackendError, CompassError, ConfigError, TransportError
-from compass_shared.messages import LinkReport, ProfileMessage, StatusMessage, WorkerInfo
+from compass_shared.messages import LinkReport, ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.mqtt import MqttTransport
 from compass_shared.profile import SiteProfile
@@ -110,6 +110,9 @@ class AgentShell:
         self._data_plane: DataPlane | None = None
         self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="compass-disk")
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="compass-models")
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        """Query -> share whose models are being opened."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._measuring = asyncio.Lock()
         self._profiles: dict[str, SiteProfile] = {}
@@ -141,12 +144,14 @@ class AgentShell:
             self._transport = self._make_transport(self)
             self._transport.start(self._on_transport)
             self._spawn(self._telemetry_loop(), "telemetry")
+        self.handle(ev.Started())
         self._spawn(self._introduce(), "introduce")
         if self.config.measure:
             self._spawn(self._measure_all(), "measure")
 
     async def close(self) -> None:
         """Stop: requests in flight end with a TransportError, the status becomes offline."""
+        self.host.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -167,6 +172,7 @@ class AgentShell:
         if self._http is not None:
             await self._http.close()
         self.pool.close()
+        self._opener.shutdown(wait=False, cancel_futures=True)
         self._disk.shutdown(wait=True)
 
     @property
@@ -235,16 +241,44 @@ class AgentShell:
                 self._notice(Notice(kind="assignment", data={"assignments": dict(action.assignments)}))
             case ev.HoldShare():
                 self._hold(action)
+            case ev.OpenModels():
+                self._spawn(self._open_models(action), f"models of {action.pipeline}")
             case ev.MeasureLinks():
                 self._spawn(self._measure_links(action.workers), "links")
 
     def _hold(self, action: ev.HoldShare) -> None:
-        now_s = self._clock.now_s()
+        if (unready := self._preparing.pop(action.query, None)) is not None:
+            unready.cancel()
         if action.share is None:
-            self.shares.withdraw(action.query, now_s)
-        elif (problem := self.shares.take(action.share, now_s)) is not None:
-            logger.warning("the share of query %s stays as it was: %s", action.query, problem)
-        self._notice(Notice(kind="share", data={"query": action.query, "held": action.share is not None}))
+            self.shares.withdraw(action.query, self._clock.now_s())
+            self._notice(Notice(kind="share", data={"query": action.query, "held": False}))
+        else:
+            work = self._prepare_share(action.share)
+            self._preparing[action.query] = self._spawn(work, f"share of {action.query}")
+
+    async def _prepare_share(self, share: ShareMessage) -> None:
+        problem = await self._opened(share.pipeline, share.variants)
+        # Nothing is awaited from here on, so that a newer share finds either all of this done or nothing.
+        del self._preparing[share.query]
+        problem = problem or self.shares.take(share, self._clock.now_s())
+        if problem is None:
+            self._notice(Notice(kind="share", data={"query": share.query, "held": True}))
+        else:
+            logger.warning("the share of query %s is not taken: %s", share.query, problem)
+        self.handle(ev.ShareReady(query=share.query, epoch=share.epoch, problem=problem))
+
+    async def _open_models(self, action: ev.OpenModels) -> None:
+        if (problem := await self._opened(action.pipeline, action.variants)) is not None:
+            logger.warning("requests through %s may fail here: %s", action.pipeline, problem)
+
+    async def _opened(self, pipeline: str, variants: tuple[str, ...]) -> str | None:
+        """Open models beside the loop; returns why that failed, or None."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._opener, self.host.preload, pipeline, variants)
+        except Exception as error:  # a share has to be acknowledged whatever happened
+            return str(_as_compass_error(error))
+        return None
 
     def _finish(self, outcome: ev.Outcome) -> None:
         for handle in self._timers.pop(outcome.request, ()):
@@ -442,10 +476,11 @@ class AgentShell:
                 )
             )
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -470,7 +505,7 @@ def _done(
 def _as_compass_error(error: Exception) -> CompassError:
     if isinstance(error, CompassError):
         return error
-    logger.error("a segment failed by a fault of the agent", exc_info=error)
+    logger.error("a fault of the agent", exc_info=error)
     return BackendError(f"{type(error).__name__}: {error}")
 
 

@@ -15,7 +15,7 @@ import pytest
 from compass_agent.bundles import load_bundle
 from compass_agent.operators import BoundOperator, OperatorHost, check_value
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
-from compass_shared.errors import ConfigError, InferenceError, ModelLoadError
+from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
 from compass_shared.model_ref import ModelRef
 from compass_shared.pipeline import Operator
 from support.bundles import write_tiny_bundle
@@ -176,6 +176,17 @@ def test_ctrl_c_still_ends_the_program() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         _bound(interrupted)({})
+
+
+def test_a_closed_host_binds_nothing_more(tmp_path: Path, store: FolderStore) -> None:
+    host = OperatorHost([load_bundle(write_tiny_bundle(tmp_path))], store)
+    scale = host.bind("tiny", "scale", {"factor": 2.0})
+    host.close()
+    np.testing.assert_array_equal(np.asarray(scale({"request": ROWS})), ROWS * 2)
+    with pytest.raises(BackendError, match="closed"):
+        host.bind("tiny", "scale", {"factor": 2.0})
+    with pytest.raises(BackendError, match="closed"):
+        host.preload("tiny", ["label"])
 
 
 @pytest.mark.parametrize(
