@@ -280,12 +280,28 @@ class CheckedAgent:
         self.core = AgentCore(name=SITE, session=100, pipelines=pipelines, assignments=assignments)
         self.ledger = Ledger()
         self.now_s = 0.0
+        self.due: list[tuple[float, ev.Event]] = []
+        """Timers that were asked for, with the time at which they fire."""
         self._requests = 0
 
     def __call__(self, event: ev.Event) -> list[ev.Action]:
         """Hand over an event and check what follows from it."""
         actions = self.core.handle(event, self.now_s)
+        self._check(event, actions)
+        return actions
+
+    def _check(self, event: ev.Event, actions: Sequence[ev.Action]) -> None:
+        self.due.extend((self.now_s + timer.delay_s, timer.event) for timer in timers(actions))
         self.ledger.check(event, actions, now_s=self.now_s, in_flight=self.core.in_flight)
+
+    def pass_until(self, end_s: float) -> list[ev.Action]:
+        """Let time pass, and timers fire; what follows from them."""
+        actions: list[ev.Action] = []
+        while self.due and (first := min(self.due, key=lambda due: due[0]))[0] <= end_s:
+            self.due.remove(first)
+            self.now_s, event = first
+            actions.extend(self(event))
+        self.now_s = end_s
         return actions
 
     def assign(self, assignment: Assignment) -> list[ev.Action]:
@@ -304,7 +320,7 @@ class CheckedAgent:
         self._requests += 1
         (overdue,) = (t for t in timers(actions) if isinstance(t.event, ev.RequestOverdue))
         self.ledger.submitted(request, "input", deadline_s=self.now_s + overdue.delay_s)
-        self.ledger.check(event, actions, now_s=self.now_s, in_flight=self.core.in_flight)
+        self._check(event, actions)
         return actions
 
     def finish(self, actions: Sequence[ev.Action]) -> ev.Outcome:
