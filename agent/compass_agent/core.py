@@ -18,6 +18,7 @@ from compass_agent.requests import RequestBook
 from compass_shared.errors import ConfigError, DeadlineError
 from compass_shared.messages import (
     AckMessage,
+    CoordinatorMessage,
     HelloMessage,
     ProfileMessage,
     QueryCounters,
@@ -96,6 +97,8 @@ class AgentCore:
         """Pipeline -> latest measurement."""
         self._workers: dict[str, WorkerInfo] = {}
         """Workers whose links were asked for, by site."""
+        self._peers: tuple[str, ...] = ()
+        """Addresses that were last named for models."""
         self._counters: dict[str, _Counters] = {}
         self._refused_messages = 0
         self._requests = RequestBook(name)
@@ -229,6 +232,9 @@ class AgentCore:
             return []
         self._book.coordinator_epoch = status.epoch
         actions: list[ev.Action] = []
+        if (peers := _model_peers(status, self._name)) != self._peers:
+            self._peers = peers
+            actions.append(ev.UsePeers(addresses=peers))
         # Not the book's epoch: a new coordinator's assignment may arrive before its status.
         if status.epoch > self._reported_to and self._connected:
             # A new coordinator may know nothing: what is not retained is said again.
@@ -312,6 +318,12 @@ class AgentCore:
             deadline_s=deadline_s if event.deadline_s is None else event.deadline_s,
             now_s=now_s,
         )
+
+
+def _model_peers(status: CoordinatorMessage, own: str) -> tuple[str, ...]:
+    addresses = [] if status.model_address is None else [status.model_address]
+    addresses += [worker.address for name, worker in status.workers.items() if name != own]
+    return tuple(addresses)
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:

@@ -293,8 +293,16 @@ class MeasureLinks:
     """Site name -> worker."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsePeers:
+    """Ask these for models before any registry."""
+
+    addresses: tuple[str, ...]
+    """Base URLs: the coordinator's model server, then the workers."""
+
+
 Action: TypeAlias = (
-    Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | OpenModels | MeasureLinks
+    Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | OpenModels | MeasureLinks | UsePeers
 )
 
 # --- outcomes -------------------------------------------------------------------------------------

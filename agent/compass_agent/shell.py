@@ -54,8 +54,14 @@ from compass_shared.values import Value
 
 logger = logging.getLogger(__name__)
 
+PEERS_PATIENCE_S = 3.0
+"""A coordinator that has not said by then who has models is not waited for."""
+
 PROBE_SPLIT = "profiling"
 """Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
+
+
+_CLOSED = "the agent was closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +110,8 @@ class AgentShell:
         )
         self._make_transport = transport or _mqtt
         self._transport: Transport | None = None
+        self._connection = 0
+        """Number of the latest connection to the broker."""
         self._topics = Topics(config.fleet)
         self._http: aiohttp.ClientSession | None = None
         self.shares = ShareTable()
@@ -115,6 +123,8 @@ class AgentShell:
         """Query -> share whose models are being opened."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._measuring = asyncio.Lock()
+        self._peers_known = asyncio.Event()
+        """Set once a coordinator was heard, and with it who else has models."""
         self._profiles: dict[str, SiteProfile] = {}
         self._links: dict[str, LinkReport] = {}
         self._waiting: dict[str, asyncio.Future[ev.Outcome]] = {}
@@ -123,6 +133,7 @@ class AgentShell:
         """Request -> deadlines of its local segments, to be given up when it ends."""
         self._timers: dict[str, list[asyncio.TimerHandle]] = {}
         self.overruns = 0
+        self._closed = False
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -151,20 +162,22 @@ class AgentShell:
 
     async def close(self) -> None:
         """Stop: requests in flight end with a TransportError, the status becomes offline."""
+        self._closed = True
         self.host.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(TransportError("the agent was closed"))
+                future.set_exception(TransportError(_CLOSED))
         for handles in self._timers.values():
             for handle in handles:
                 handle.cancel()
         if self._transport is not None:
             with contextlib.suppress(CompassError):
-                offline = StatusMessage(online=False, session=self.session)
-                self._publish(ev.Send(kind=Kind.STATUS, message=offline, retain=True))
+                # Of this very connection: a status of an earlier one would not count any more.
+                offline = self.will(self._connection)
+                self._transport.publish(offline.topic, offline.payload, retain=True)
             await self._transport.close()
         if self._data_plane is not None:
             await self._data_plane.close()
@@ -204,7 +217,10 @@ class AgentShell:
         Raises:
             ConfigError: The pipeline or the query is not known here.
             RefusedError: The query was refused by the coordinator.
+            TransportError: The agent was closed.
         """
+        if self._closed:
+            raise TransportError(_CLOSED)
         request = uuid.uuid4().hex
         event = ev.RequestSubmitted(
             request=request, pipeline=pipeline, value=value, query=query, deadline_s=deadline_s
@@ -243,6 +259,8 @@ class AgentShell:
                 self._hold(action)
             case ev.OpenModels():
                 self._spawn(self._open_models(action), f"models of {action.pipeline}")
+            case ev.UsePeers():
+                self.store.peers = action.addresses
             case ev.MeasureLinks():
                 self._spawn(self._measure_links(action.workers), "links")
 
@@ -309,6 +327,7 @@ class AgentShell:
         match event:
             case Connected():
                 self._notice(Notice(kind="connected", data={"connection": event.connection}))
+                self._connection = event.connection
                 self.handle(ev.BrokerConnected(session=self.session + event.connection))
             case Disconnected():
                 logger.warning("broker lost: %s", event.reason)
@@ -319,6 +338,8 @@ class AgentShell:
                     logger.warning("refused a message on %s: %s", incoming.topic, incoming.problem)
                     self._notice(Notice(kind="refused-message", data={"problem": incoming.problem}))
                 self.handle(incoming)
+                if isinstance(incoming, ev.CoordinatorArrived):
+                    self._peers_known.set()
 
     def will(self, connection: int) -> Will:
         """What the broker says when this connection breaks."""
@@ -400,6 +421,10 @@ class AgentShell:
         self.handle(ev.HelloReady(hello=hello))
 
     async def _measure_all(self) -> None:
+        if self.config.broker is not None:
+            # Measuring fetches models: a fleet asks itself for them before a registry.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._peers_known.wait(), PEERS_PATIENCE_S)
         for name in self.bundles:
             async with self._measuring:
                 await self._measure_pipeline(name)

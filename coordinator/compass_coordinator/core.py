@@ -11,13 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from compass_coordinator import events as ev
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan
 from compass_coordinator.publication import Decision, decisions_of
 from compass_shared.check import check_plan
 from compass_shared.errors import ConfigError
-from compass_shared.messages import AssignmentMessage, CoordinatorMessage, HelloMessage, WorkerInfo
+from compass_shared.messages import (
+    AssignmentMessage,
+    CoordinatorMessage,
+    HelloMessage,
+    PipelineMessage,
+    WorkerInfo,
+)
 from compass_shared.plan import Epoch
 from compass_shared.query import check_query
 from compass_shared.topics import Kind
@@ -130,7 +138,7 @@ class CoordinatorCore:
         self._started = True
         self._epoch += 1
         self._mark(now_s)
-        return [ev.SaveEpoch(epoch=self._epoch), *self._announce()]
+        return [ev.SaveEpoch(epoch=self._epoch), *self._announce(), *self._declare_pipelines()]
 
     def _on_connected(self, _event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
         return self._announce() if self._started else []
@@ -141,6 +149,21 @@ class CoordinatorCore:
             online=True, epoch=self._epoch, model_address=self._model_address, workers=self._workers
         )
         return [ev.Send(kind=Kind.COORDINATOR, message=status)]
+
+    def _declare_pipelines(self) -> list[ev.Action]:
+        return [
+            ev.Send(
+                kind=Kind.PIPELINE,
+                item=name,
+                message=PipelineMessage(
+                    pipeline=name,
+                    version=pipeline.version,
+                    digest=pipeline.digest,
+                    document=msgspec.to_builtins(pipeline),
+                ),
+            )
+            for name, pipeline in sorted(self._fleet.pipelines.items())
+        ]
 
     def _on_coordinator(self, event: ev.CoordinatorSeen, _now_s: float) -> list[ev.Action]:
         if event.status.epoch <= self._epoch:
@@ -256,8 +279,10 @@ class CoordinatorCore:
     # --- publishing -------------------------------------------------------------------------------
 
     def _publish(self, query: str, decision: Decision, now_s: float) -> list[ev.Action]:
+        pending = self._pending.get(query)
         standing = self._standing.get(query)
-        if standing is not None and standing.decision is not None and standing.decision.same_as(decision):
+        latest = pending.decision if pending is not None else standing.decision if standing else None
+        if latest is not None and latest.same_as(decision):
             return []
         self._sequence += 1
         epoch = Epoch(coordinator=self._epoch, sequence=self._sequence)

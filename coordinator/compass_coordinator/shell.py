@@ -179,6 +179,8 @@ class CoordinatorShell:
         assert self._transport is not None
         if action.kind is Kind.COORDINATOR:
             topic = self._topics.coordinator
+        elif action.kind is Kind.PIPELINE:
+            topic = self._topics.pipeline(action.item or "")
         else:
             topic = self._topics.query(action.kind, action.agent or "", action.item or "")
         payload = b"" if action.message is None else codec.encode(action.message)

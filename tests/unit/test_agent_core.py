@@ -109,6 +109,11 @@ def coordinator(
     )
 
 
+def heard(agent: CheckedAgent, event: ev.CoordinatorArrived) -> list[ev.Action]:
+    """What follows from a coordinator's status, but for the peers that are asked for models."""
+    return [action for action in agent(event) if not isinstance(action, ev.UsePeers)]
+
+
 def telemetry(agent: CheckedAgent) -> TelemetryMessage:
     (send,) = sends(agent(TELEMETRY_DUE))
     assert (send.kind, send.retain, send.qos) == (Kind.TELEMETRY, False, 0)
@@ -206,21 +211,21 @@ def test_a_query_that_makes_no_sense_is_refused_here(
 def test_a_new_coordinator_is_told_what_is_not_retained(online: CheckedAgent) -> None:
     online(ev.ProfileReady(profile=profile()))
     told = [ev.Send(kind=Kind.PROFILE, message=profile())]
-    assert online(coordinator(1)) == told
-    assert online(coordinator(1)) == []
-    assert online(coordinator(2)) == told
-    assert online(coordinator(1)) == [], "an older one is not listened to"
+    assert heard(online, coordinator(1)) == told
+    assert heard(online, coordinator(1)) == []
+    assert heard(online, coordinator(2)) == told
+    assert heard(online, coordinator(1)) == [], "an older one is not listened to"
 
 
 def test_a_new_coordinator_is_told_even_if_its_assignment_came_first(online: CheckedAgent) -> None:
     online(ev.ProfileReady(profile=profile()))
     online.assign(assigned(CHAIN, LOCAL, epoch=(2, 1)))
-    assert online(coordinator(2)) == [ev.Send(kind=Kind.PROFILE, message=profile())]
+    assert heard(online, coordinator(2)) == [ev.Send(kind=Kind.PROFILE, message=profile())]
 
 
 def test_a_coordinator_that_goes_down_changes_nothing(online: CheckedAgent) -> None:
     online.assign(ASSIGNED)
-    assert online(coordinator(7, is_online=False)) == []
+    assert heard(online, coordinator(7, is_online=False)) == []
     assert online.core.assignments == {"q1": ASSIGNED}
     assert online.assign(replace(ASSIGNED, epoch=Epoch(coordinator=1, sequence=2))) != []
 
@@ -228,7 +233,7 @@ def test_a_coordinator_that_goes_down_changes_nothing(online: CheckedAgent) -> N
 def test_links_are_measured_when_workers_come_move_and_go(online: CheckedAgent) -> None:
     moved = replace(EDGE_INFO, address="http://127.0.0.1:9001")
     both = {"edge": moved, "cloud": CLOUD_INFO}
-    steps: list[tuple[ev.Event, list[ev.Action]]] = [
+    steps: list[tuple[ev.CoordinatorArrived, list[ev.Action]]] = [
         (coordinator(1, {"edge": EDGE_INFO}), [ev.MeasureLinks(workers={"edge": EDGE_INFO})]),
         (coordinator(1, {"edge": EDGE_INFO}), []),
         (coordinator(1, {"edge": moved}), [ev.MeasureLinks(workers={"edge": moved})]),
@@ -236,11 +241,20 @@ def test_links_are_measured_when_workers_come_move_and_go(online: CheckedAgent) 
         (coordinator(1), [ev.MeasureLinks(workers={})]),
     ]
     for event, actions in steps:
-        assert online(event) == actions
+        assert heard(online, event) == actions
 
 
 def test_a_worker_does_not_measure_the_way_to_itself(online: CheckedAgent) -> None:
-    assert online(coordinator(1, {SITE: EDGE_INFO})) == []
+    assert heard(online, coordinator(1, {SITE: EDGE_INFO})) == []
+
+
+def test_models_are_asked_for_at_the_coordinator_and_then_at_the_other_workers(online: CheckedAgent) -> None:
+    workers = {"edge": EDGE_INFO, SITE: CLOUD_INFO}
+    status = CoordinatorMessage(online=True, epoch=1, workers=workers, model_address="http://127.0.0.1:8000")
+    both = ev.UsePeers(addresses=("http://127.0.0.1:8000", EDGE_INFO.address))
+    assert both in online(ev.CoordinatorArrived(status=status))
+    alone = ev.UsePeers(addresses=(EDGE_INFO.address,))
+    assert alone in online(ev.CoordinatorArrived(status=replace(status, model_address=None)))
 
 
 def test_an_assignment_is_saved_acknowledged_and_its_models_opened(online: CheckedAgent) -> None:

@@ -23,6 +23,8 @@ from compass_shared.errors import ConfigError
 from compass_shared.query import Query
 from compass_shared.resources import data_folder
 
+PIPE_WIDTH = 170
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
@@ -62,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print what it found out."""
-    console = Console()
+    # What goes to a file or a pipe is read on wide screens; a terminal knows its own width.
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     with _work_folder(args.work) as work:
         options = _options(args, work)
         with _display(console, plain=args.plain or not console.is_terminal) as show:
