@@ -141,6 +141,8 @@ class BlockingAgent:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="compass-agent", daemon=True)
         self._agent: Agent | None = None
+        self._lock = threading.Lock()
+        """Held while a request is handed in: none comes after the one that closes the agent."""
 
     def __enter__(self) -> BlockingAgent:
         self._thread.start()
@@ -157,9 +159,11 @@ class BlockingAgent:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        assert self._agent is not None
+        with self._lock:
+            agent, self._agent = self._agent, None
+        assert agent is not None
         try:
-            self._call(self._agent.__aexit__(None, None, None))
+            self._call(agent.__aexit__(None, None, None))
         finally:
             self._stop()
 
@@ -167,17 +171,27 @@ class BlockingAgent:
         self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
     ) -> Value:
         """As ``Agent.request``; any number of threads may call it at once."""
-        if self._agent is None:
-            raise RuntimeError("use it in a with statement: with BlockingAgent(...) as agent")
-        return self._call(self._agent.request(pipeline, value, query=query, deadline_s=deadline_s))
+        with self._lock:
+            if self._agent is None:
+                raise RuntimeError("use it in a with statement: with BlockingAgent(...) as agent")
+            work = self._agent.request(pipeline, value, query=query, deadline_s=deadline_s)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return future.result()
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop(self) -> None:
+        self._call(_last_words())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _last_words() -> None:
+    """Let every request that is still waited for end, with the error that closing gave it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _opened(arguments: dict[str, Any]) -> Agent:
