@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +59,25 @@ class AccuracyTable:
     configs: Mapping[str, Accuracy]
     """Config key -> accuracy."""
     provenance: Mapping[str, object] = field(default_factory=dict)
+
+
+def lower_bound(table: AccuracyTable, z: float) -> AccuracyTable:
+    """The accuracies that a table gives with confidence, rather than on average.
+
+    A planner that takes the cheapest config above an accuracy SLO picks those that were lucky in the profile;
+    planning on the one-sided bound ``mean - z * standard_error`` takes their luck away.
+
+    Args:
+        table: Measured means with standard errors.
+        z: Standard normal quantile of the confidence, >= 0; 0 leaves the means as they are.
+
+    Raises:
+        ValueError: If ``z`` is negative.
+    """
+    if not z >= 0:
+        raise ValueError(f"z must be >= 0, got {z}")
+    configs = {
+        key: replace(found, mean=max(0.0, found.mean - z * found.standard_error))
+        for key, found in table.configs.items()
+    }
+    return replace(table, configs=configs)

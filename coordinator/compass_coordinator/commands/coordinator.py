@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from compass_coordinator.commands.files import cache_root, load_planned
+from compass_coordinator.commands.files import add_accuracy_z, cache_root, load_planned
 from compass_coordinator.measurements import save_measurements
 from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.policy import POLICIES
@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", required=True, metavar="URL", help="mqtt://host:port or mqtts://...")
     parser.add_argument("--bundle", action="append", type=Path, required=True, metavar="DIR")
     parser.add_argument("--accuracy", action="append", type=Path, default=[], metavar="FILE")
+    add_accuracy_z(parser)
     parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
     parser.add_argument(
         "--policy", choices=sorted(POLICIES), default="compass", help="placements to consider"
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the coordinator until it is told to stop."""
-    pipelines, accuracy = load_planned(args.bundle, args.accuracy)
+    pipelines, accuracy = load_planned(args.bundle, args.accuracy, z=args.accuracy_z)
     config = CoordinatorConfig(
         broker=args.broker,
         pipelines=pipelines,

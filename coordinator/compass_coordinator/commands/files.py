@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from compass_shared.errors import ConfigError
 from compass_shared.model_cache import default_cache_dir
 from compass_shared.pipeline import Pipeline
 from compass_shared.pipeline_file import load_pipeline
-from compass_shared.profile import AccuracyTable
+from compass_shared.profile import AccuracyTable, lower_bound
 from compass_shared.profile_file import check_belongs, load_accuracy
 
 ACCURACY_IN_BUNDLE = Path("profile") / "accuracy.json"
@@ -24,14 +25,19 @@ def cache_root(option: Path | None) -> Path:
     return option or default_cache_dir(os.environ)
 
 
+ACCURACY_Z = 1.645
+"""Plans rest on accuracies that the profile gives with 95% confidence, unless told otherwise."""
+
+
 def load_planned(
-    bundles: Sequence[Path], accuracy_files: Sequence[Path]
+    bundles: Sequence[Path], accuracy_files: Sequence[Path], *, z: float = ACCURACY_Z
 ) -> tuple[dict[str, Pipeline], dict[str, AccuracyTable]]:
     """Pipelines with their accuracy tables.
 
     Args:
         bundles: Bundle folders or pipeline files.
         accuracy_files: Tables that take the place of the bundles' own.
+        z: How many standard errors below its mean an accuracy is taken to be.
 
     Raises:
         ConfigError: If a pipeline file is wrong, or a pipeline has no table.
@@ -48,7 +54,25 @@ def load_planned(
     for folder, pipeline in zip(bundles, pipelines.values(), strict=True):
         if pipeline.name not in tables:
             tables[pipeline.name] = load_accuracy(_own_table(folder, pipeline), pipeline)
-    return pipelines, tables
+    return pipelines, {name: lower_bound(table, z) for name, table in tables.items()}
+
+
+def add_accuracy_z(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accuracy-z``."""
+    parser.add_argument(
+        "--accuracy-z",
+        type=_non_negative,
+        default=ACCURACY_Z,
+        metavar="Z",
+        help="plan on accuracies this many standard errors below their means (default: %(default)s)",
+    )
+
+
+def _non_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
 
 
 def _own_table(folder: Path, pipeline: Pipeline) -> Path:
