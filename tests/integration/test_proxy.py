@@ -147,6 +147,17 @@ async def test_what_was_sent_before_the_end_still_arrives() -> None:
         assert await finish(streams) == bytes(50_000)
 
 
+async def test_a_server_may_speak_first() -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(100_000))
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, ShapingProxy("127.0.0.1", port, Shape(), rng=random.Random(1)) as proxy:
+        assert await finish(await connect(proxy)) == bytes(100_000)
+
+
 async def test_cut_resets_connections_until_restore() -> None:
     async with echo_behind(Shape()) as proxy:
         old = await connect(proxy)

@@ -18,6 +18,8 @@ from typing import cast
 from compass_agent.emulate.link import Ends, Lane, Pipe, Shape
 from compass_shared.errors import TransportError
 
+_EARLY_BYTES = 16 * 1024
+
 
 class ShapingProxy:
     """Listens on loopback and forwards to a target through a shaped link.
@@ -117,12 +119,13 @@ class ShapingProxy:
         except asyncio.CancelledError:
             near.transport.abort()
             raise
-        if self._cut or near.gone:
+        if self._cut or near.gone or far.gone:
             near.transport.abort()
             far.transport.abort()
             return
+        near.transport.resume_reading()  # before the pipes, which may want a pause at once
+        far.transport.resume_reading()
         self._pairs.add(_Pair(near, far, self._up, self._down, opens_at_s, self._pairs.discard))
-        near.transport.resume_reading()
 
 
 class _Side(asyncio.BufferedProtocol):
@@ -132,16 +135,22 @@ class _Side(asyncio.BufferedProtocol):
 
     def __init__(self, accept: Callable[[_Side], None] | None) -> None:
         self._accept = accept
-        self._buffer = bytearray(0)
+        self._buffer = bytearray(_EARLY_BYTES)
+        self._early: list[bytes] = []
+        """What was read before the other side was there; CPython 3.10 reads on after a pause that early."""
         self._sends: Pipe | None = None
         self._gets: Pipe | None = None
         self._on_lost: Callable[[_Side], None] | None = None
+        self._said_all = False
         self.gone = False
 
     def join(self, sends: Pipe, gets: Pipe, chunk_bytes: int, on_lost: Callable[[_Side], None]) -> None:
         """Become one side of a pair."""
         self._sends, self._gets, self._on_lost = sends, gets, on_lost
         self._buffer = bytearray(chunk_bytes)
+        for data in self._early:
+            sends.push(data)
+        self._early.clear()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -152,13 +161,20 @@ class _Side(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._sends is not None:
-            self._sends.push(bytes(self._buffer[:nbytes]))
+        self._read(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
-        if self._sends is not None:
-            self._sends.push(b"")
+        if not self._said_all:  # told again when reading is resumed
+            self._said_all = True
+            self._read(b"")
         return True  # the other direction goes on
+
+    def _read(self, data: bytes) -> None:
+        if self._sends is not None:
+            self._sends.push(data)
+        else:
+            self._early.append(data)
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         if self._gets is not None:

@@ -53,7 +53,7 @@ class Throughput:
 async def measure_link(
     session: aiohttp.ClientSession, base_url: str, *, target: str, clock: Clock | None = None
 ) -> LinkReport:
-    """Measure the way to a worker and back; takes up to about 3 s and 30 MB, less on slow links.
+    """Measure the way to a worker and back; takes about 3 s and at most 30 MB, longer below 0.1 MB/s.
 
     Args:
         session: Connections to use; measured the way requests will go, so give it the agent's own.
