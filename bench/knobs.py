@@ -32,9 +32,8 @@ def main() -> int:
     cpu_ms: Any = table.provenance["cpu_ms_per_run"]
     configs = sorted(pipeline.configs(), key=lambda config: _ms(pipeline, config, cpu_ms))
     best = max(configs, key=lambda config: table.configs[pipeline.config_key(config)].mean)
-    print(
-        f"{len(configs)} configs on {table.provenance['inputs']} inputs; accuracy is 1 - character error rate\n"
-    )
+    inputs = table.provenance["inputs"]
+    print(f"{len(configs)} configs on {inputs} inputs; accuracy is 1 - character error rate\n")
     print("Undominated configs (no other is both faster and more accurate):\n")
     _head()
     most = -1.0

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from compass_coordinator.commands.coordinator import plan_document
-from compass_coordinator.commands.files import load_planned
+from compass_coordinator.commands.files import add_accuracy_z, load_planned
 from compass_coordinator.measurements import load_measurements, problem_from
 from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.policy import POLICIES
@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", type=Path, required=True, metavar="FILE", help="fleet.toml")
     parser.add_argument("--profiles", type=Path, required=True, metavar="FILE", help="what agents measured")
     parser.add_argument("--accuracy", type=Path, metavar="FILE", help="in place of the bundle's own table")
+    add_accuracy_z(parser)
     parser.add_argument(
         "--policy", choices=sorted(POLICIES), default="compass", help="placements to consider"
     )
@@ -32,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print; exit code 0 also when some queries cannot be served."""
-    pipelines, accuracy = load_planned([args.pipeline], [args.accuracy] if args.accuracy else [])
+    pipelines, accuracy = load_planned(
+        [args.pipeline], [args.accuracy] if args.accuracy else [], z=args.accuracy_z
+    )
     (pipeline,) = pipelines.values()
     problem = problem_from(
         load_fleet(args.fleet), pipeline, load_measurements(args.profiles), accuracy[pipeline.name]

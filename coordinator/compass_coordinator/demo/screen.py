@@ -52,7 +52,7 @@ def query_table(
     table.add_column("/s", justify="right")
     table.add_column("plan", ratio=1)
     table.add_column("p95 ms\nSLO | pred | meas", justify="right", no_wrap=True)
-    table.add_column("accuracy\nSLO | pred | meas", justify="right", no_wrap=True)
+    table.add_column("accuracy\nSLO | sure of | meas", justify="right", no_wrap=True)
     table.add_column("mUSD per 1,000\nSLO | pred | meas", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("SLO", no_wrap=True)
