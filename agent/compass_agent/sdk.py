@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,6 +70,17 @@ class Agent:
         _trace: TracebackType | None,
     ) -> None:
         await self.shell.close()
+
+    async def open_models(self, pipeline: str) -> None:
+        """Fetch and open what an agent that is alone runs, so that no request waits for a download.
+
+        Models of an assignment are opened when it arrives.
+
+        Raises:
+            ConfigError: The pipeline is not installed.
+            ModelLoadError: A model cannot be had or opened.
+        """
+        await self.shell.open_models(pipeline)
 
     async def request(
         self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
@@ -167,15 +178,21 @@ class BlockingAgent:
         finally:
             self._stop()
 
+    def open_models(self, pipeline: str) -> None:
+        """As ``Agent.open_models``."""
+        self._ask(lambda agent: agent.open_models(pipeline))
+
     def request(
         self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
     ) -> Value:
         """As ``Agent.request``; any number of threads may call it at once."""
+        return self._ask(lambda agent: agent.request(pipeline, value, query=query, deadline_s=deadline_s))
+
+    def _ask(self, what: Callable[[Agent], Coroutine[Any, Any, Result]]) -> Result:
         with self._lock:
             if self._agent is None:
                 raise RuntimeError("use it in a with statement: with BlockingAgent(...) as agent")
-            work = self._agent.request(pipeline, value, query=query, deadline_s=deadline_s)
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(what(self._agent), self._loop)
         return future.result()
 
     def _call(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -22,6 +22,7 @@ import aiohttp
 
 from compass_agent import events as ev
 from compass_agent import saved
+from compass_agent.assignments import default_plan
 from compass_agent.bundles import load_bundle
 from compass_agent.config import AgentConfig
 from compass_agent.core import AgentCore
@@ -46,6 +47,7 @@ from compass_shared.errors import BackendError, CompassError, ConfigError, Trans
 from compass_shared.messages import LinkReport, ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.mqtt import MqttTransport
+from compass_shared.pipeline import variant_key
 from compass_shared.profile import SiteProfile
 from compass_shared.site import Tier
 from compass_shared.topics import Kind, Topics
@@ -203,6 +205,18 @@ class AgentShell:
             clock=self._clock,
         )
         return DataPlane(worker, self.store.cache, advertise=self.config.data_address)
+
+    async def open_models(self, pipeline: str) -> None:
+        """Fetch and open the models that requests without an assignment need.
+
+        Raises:
+            ConfigError: The pipeline is not installed.
+            ModelLoadError: A model cannot be had or opened.
+        """
+        plan = default_plan(self.host.pipeline(pipeline), self.config.name)
+        variants = [variant_key(operator, knobs) for operator, knobs in plan.config.items()]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._opener, self.host.preload, pipeline, variants)
 
     # --- requests ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import pytest
 
 from compass_agent.events import Source
 from compass_agent.sdk import Agent, BlockingAgent
-from compass_shared.errors import ConfigError, DeadlineError, InferenceError, TransportError
+from compass_shared.errors import ConfigError, DeadlineError, InferenceError, ModelLoadError, TransportError
 from support.bundles import write_tiny_bundle
 
 ROWS = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
@@ -93,6 +93,25 @@ async def test_an_unknown_pipeline_is_named_with_what_is_there(settings: dict[st
         assert await agent.request("tiny", ROWS) == LABELS
 
 
+async def test_models_may_be_opened_before_the_first_request(settings: dict[str, Any]) -> None:
+    async with Agent(**settings) as agent:
+        await agent.open_models("tiny")
+        (settings["bundles"][0] / "plain.onnx").unlink()
+        assert await agent.request("tiny", ROWS) == LABELS
+        with pytest.raises(ConfigError, match="'huge'"):
+            await agent.open_models("huge")
+
+
+async def test_a_wrong_model_is_refused_with_its_hashes(settings: dict[str, Any]) -> None:
+    (settings["bundles"][0] / "plain.onnx").write_bytes(b"another model")
+    async with Agent(**settings) as agent:
+        with pytest.raises(ModelLoadError) as caught:
+            await agent.open_models("tiny")
+        assert caught.value.expected_sha256 != caught.value.actual_sha256 is not None
+        with pytest.raises(ModelLoadError):
+            await agent.request("tiny", ROWS)
+
+
 @pytest.mark.parametrize("value", [b"\xff\xd8 no image", None, {"rows": []}, np.zeros(3)], ids=str)
 async def test_a_failing_operator_is_named_and_the_agent_lives_on(
     settings: dict[str, Any], value: Any
@@ -138,6 +157,7 @@ async def test_a_wrong_setting_is_refused_before_anything_starts(settings: dict[
 
 def test_the_blocking_twin_serves_several_threads(settings: dict[str, Any]) -> None:
     with BlockingAgent(**settings) as agent, ThreadPoolExecutor(2) as threads:
+        agent.open_models("tiny")
         values = list(threads.map(lambda factor: agent.request("tiny", ROWS * factor), range(1, 21)))
         with pytest.raises(InferenceError):
             agent.request("tiny", "no rows")
