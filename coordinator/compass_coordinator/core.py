@@ -17,6 +17,7 @@ from compass_coordinator import events as ev
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan
 from compass_coordinator.publication import Decision, decisions_of
+from compass_coordinator.sanity import hello_problem
 from compass_shared.check import check_plan
 from compass_shared.errors import ConfigError
 from compass_shared.messages import (
@@ -189,6 +190,9 @@ class CoordinatorCore:
         return self._presence_changed(now_s)
 
     def _on_hello(self, event: ev.AgentHello, now_s: float) -> list[ev.Action]:
+        if event.hello is not None and (problem := hello_problem(event.hello)) is not None:
+            self.refused_messages += 1
+            return [ev.Note(text=f"the hello of {event.agent!r} makes no sense: {problem}", serious=True)]
         if not self._fleet.take_hello(event.agent, event.hello):
             return []
         return self._presence_changed(now_s) + _bundle_notes(event.agent, event.hello, self._fleet)

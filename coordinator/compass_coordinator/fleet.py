@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from compass_coordinator.sanity import profile_problem
 from compass_shared.messages import (
     HelloMessage,
     LinkReport,
@@ -68,7 +69,7 @@ class Fleet:
         return state.online != before
 
     def take_hello(self, agent: str, hello: HelloMessage | None) -> bool:
-        """Take a hello; returns whether anything changed."""
+        """Take a hello whose numbers were checked; returns whether anything changed."""
         state = self.agent(agent)
         if hello == state.hello or (hello and state.hello and hello.session < state.hello.session):
             return False
@@ -82,6 +83,8 @@ class Fleet:
             None, or why it was refused.
         """
         profile = message.profile
+        if (problem := profile_problem(message)) is not None:
+            return f"the profile of agent {agent!r} makes no sense: {problem}"
         if profile.site != agent:
             return f"agent {agent!r} sent a profile of {profile.site!r}"
         pipeline = self.pipelines.get(profile.pipeline)

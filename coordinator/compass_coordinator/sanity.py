@@ -1,0 +1,61 @@
+"""Numbers from the wire that no planner should meet: refused when they arrive, with the field that is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from compass_shared.messages import HelloMessage, LinkReport, ProfileMessage
+from compass_shared.profile import SiteProfile
+
+MAX_CORES = 100_000.0
+
+
+def hello_problem(hello: HelloMessage) -> str | None:
+    """What is wrong with a hello's numbers, or None."""
+    if not 0 < hello.cores <= MAX_CORES:
+        return f"cores is {hello.cores}"
+    if not 0 < hello.utilisation_cap < 1:
+        return f"utilisation_cap is {hello.utilisation_cap}, not between 0 and 1"
+    prices = hello.prices
+    named = {
+        "power_w": hello.power_w,
+        "prices.core_s_usd": prices.core_s_usd,
+        "prices.egress_byte_usd": prices.egress_byte_usd,
+        "prices.energy_j_usd": prices.energy_j_usd,
+    }
+    return next((f"{name} is {value}" for name, value in named.items() if not _is_amount(value)), None)
+
+
+def profile_problem(message: ProfileMessage) -> str | None:
+    """What is wrong with a profile's numbers, or None."""
+    for name, value in _amounts(message.profile):
+        if not _is_amount(value):
+            return f"{name} is {value}"
+    return next((problem for link in message.links if (problem := _link_problem(link)) is not None), None)
+
+
+def _amounts(profile: SiteProfile) -> Iterator[tuple[str, float]]:
+    yield "request_mean_bytes", profile.request_mean_bytes
+    yield "request_var_bytes2", profile.request_var_bytes2
+    for variant, found in profile.operators.items():
+        yield f"{variant}.mean_s", found.mean_s
+        yield f"{variant}.var_s2", found.var_s2
+        yield f"{variant}.p95_s", found.p95_s
+        yield f"{variant}.output_mean_bytes", found.output_mean_bytes
+        yield f"{variant}.output_var_bytes2", found.output_var_bytes2
+
+
+def _link_problem(link: LinkReport) -> str | None:
+    for name in ("rtt_s", "rtt_var_s2", "rel_sd"):
+        if not _is_amount(getattr(link, name)):
+            return f"link to {link.target}: {name} is {getattr(link, name)}"
+    for name in ("up_bps", "down_bps"):
+        value = getattr(link, name)
+        if not _is_amount(value) or value == 0:
+            return f"link to {link.target}: {name} is {value}"
+    return None
+
+
+def _is_amount(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
