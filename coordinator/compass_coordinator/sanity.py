@@ -1,4 +1,4 @@
-"""Numbers from the wire that no planner should meet: refused when they arrive, with the field that is wrong."""
+"""Numbers from the wire that no planner should meet: refused on arrival, with the field that is wrong."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 RETAINED_QUIET_S = 0.5
-"""The fleet's retained state counts as read when nothing came for this long after connecting."""
+"""The fleet's retained state counts as read when nothing more of it came for this long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,8 @@ class CoordinatorShell:
         self._transport: Transport | None = None
         self._runner: web.AppRunner | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._last_received_s = 0.0
+        self._last_retained_s = 0.0
+        """Time of the latest retained message, or of the connection if none came."""
         self._connected = False
         self._stopped: asyncio.Future[str] | None = None
         self.fleet = Fleet(pipelines=config.pipelines, accuracy=config.accuracy)
@@ -190,15 +191,17 @@ class CoordinatorShell:
             logger.warning("not published on %s: %s", topic, error)
 
     def _on_transport(self, event: TransportEvent) -> None:
-        self._last_received_s = self._clock.now_s()
         match event:
             case Connected():
                 self._connected = True
+                self._last_retained_s = self._clock.now_s()
                 self.handle(ev.BrokerConnected())
             case Disconnected():
                 self._connected = False
                 logger.warning("broker lost: %s", event.reason)
             case Received():
+                if event.retained:
+                    self._last_retained_s = self._clock.now_s()
                 incoming = event_of(event.topic, event.payload)
                 if isinstance(incoming, ev.DecisionSeen) and not event.retained:
                     return  # our own, coming back
@@ -220,7 +223,7 @@ class CoordinatorShell:
             await asyncio.sleep(TICK_S)
 
     def _is_quiet(self) -> bool:
-        return self._connected and self._clock.now_s() - self._last_received_s >= RETAINED_QUIET_S
+        return self._connected and self._clock.now_s() - self._last_retained_s >= RETAINED_QUIET_S
 
     async def _plan(self, action: ev.StartPlanning) -> None:
         started_s = self._clock.now_s()

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from compass_coordinator.sanity import hello_problem, profile_problem
 from compass_shared.messages import HardwareInfo, HelloMessage, LinkReport, ProfileMessage
 from compass_shared.profile import OperatorProfile, SiteProfile
