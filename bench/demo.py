@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 
 from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, load_planned
-from compass_coordinator.demo.run import DemoOptions, DemoResult, PhaseResult, document_of, run_demo
+from compass_coordinator.demo.options import DemoOptions
+from compass_coordinator.demo.run import DemoResult, PhaseResult, document_of, run_demo
 from compass_coordinator.demo.scores import nearest_rank
 from compass_coordinator.measurements import load_measurements, problem_from
 from compass_shared.evaluate import resulting_loads, segment_works

@@ -16,7 +16,8 @@ from rich.live import Live
 
 from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE
 from compass_coordinator.demo import screen
-from compass_coordinator.demo.run import DemoOptions, DemoResult, OnState, run_demo, write_document
+from compass_coordinator.demo.options import DemoOptions
+from compass_coordinator.demo.run import DemoResult, OnState, run_demo, write_document
 from compass_coordinator.demo.stage import StageState
 from compass_coordinator.planner.policy import POLICIES
 from compass_shared.errors import ConfigError

@@ -6,17 +6,15 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from compass_coordinator.commands.files import INPUTS_IN_BUNDLE
+from compass_coordinator.demo.options import DemoOptions
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.profile_file import load_accuracy
-
-if TYPE_CHECKING:
-    from compass_coordinator.demo.run import DemoOptions
 
 CHECK_INPUTS = 6
 """Inputs that a live check looks at: the first ones of the split that the profile was measured on."""

@@ -21,6 +21,7 @@ from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_coordinator.demo.children import Children
 from compass_coordinator.demo.clearing import clear_fleet
 from compass_coordinator.demo.livecheck import check_accuracy, measure_afresh
+from compass_coordinator.demo.options import DemoOptions
 from compass_coordinator.demo.scores import PhaseTotal, Served, phase_total
 from compass_coordinator.demo.screen import rows_of
 from compass_coordinator.demo.stage import Stage, StageConfig, StageState
@@ -29,27 +30,6 @@ from compass_shared.fleet_file import load_fleet, scaled
 from compass_shared.query import Query
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoOptions:
-    """What the command line of the demo says."""
-
-    bundle: Path
-    fleet_file: Path
-    accuracy: Path
-    work: Path
-    """Folder for state, logs and measurements."""
-    cache_root: Path | None = None
-    broker: str | None = None
-    """None: the embedded one."""
-    seconds: float = 15.0
-    phases: tuple[str, ...] = ("compass", "device", "cloud")
-    seed: int = 1
-    rate_factor: float = 1.0
-    check_configs: int = 4
-    profile_now: int = 0
-    measure_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
