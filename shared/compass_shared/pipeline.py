@@ -154,11 +154,12 @@ def variant_key(operator: str, knobs: Knobs) -> str:
     """Canonical text of one operator with its knob values: ``detect[model=det-tiny,side=320]``."""
     if not knobs:
         return operator
-    inner = ",".join(f"{name}={_knob_text(knobs[name])}" for name in sorted(knobs))
+    inner = ",".join(f"{name}={knob_text(knobs[name])}" for name in sorted(knobs))
     return f"{operator}[{inner}]"
 
 
-def _knob_text(value: KnobValue) -> str:
+def knob_text(value: KnobValue) -> str:
+    """Text of a knob's value in keys; ``pipeline_file`` sees to it that a knob's values differ in it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)

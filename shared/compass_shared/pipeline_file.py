@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import msgspec
 from compass_shared.errors import ConfigError
 from compass_shared.model_ref import ModelRef, model_ref_from
 from compass_shared.names import is_name
-from compass_shared.pipeline import REQUEST, InputSet, Metric, Operator, Pipeline
+from compass_shared.pipeline import REQUEST, InputSet, Metric, Operator, Pipeline, knob_text
 from compass_shared.toml_file import convert, line_of, read_toml
 from compass_shared.values import KnobValue
 
@@ -22,6 +24,9 @@ SCHEMA = 1
 RUNTIMES = ("python", "onnx", "tflite")
 METRIC_KINDS = ("mean",)
 MAX_CONFIGS = 10_000_000
+
+_KNOB = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KNOB_TEXT = re.compile(r"[^\[\],;=\x00-\x1f\x7f]{1,200}")
 
 
 class OperatorTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,6 +115,7 @@ def pipeline_from(document: PipelineDocument, *, digest: str) -> Pipeline:
         name: model_ref_from(table, field=f"models.{name}", file=None)
         for name, table in document.models.items()
     }
+    _check_names(document)
     for index, table in enumerate(document.operators):
         _check_operator(table, document, models, field=f"operators[{index}]")
     _check_assets(document, models)
@@ -139,16 +145,23 @@ def _as(into: Any, table: msgspec.Struct | None) -> Any:  # one dataclass from i
     return None if table is None else into(**msgspec.structs.asdict(table))
 
 
+def _check_names(document: PipelineDocument) -> None:
+    seen: set[str] = set()
+    for index, table in enumerate(document.operators):
+        field = f"operators[{index}].name"
+        if not is_name(table.name) or table.name == REQUEST:
+            raise ConfigError(
+                f"{table.name!r} must match [a-z0-9-]{{1,64}} and not be {REQUEST!r}", field=field
+            )
+        if table.name in seen:
+            raise ConfigError(f"two operators are called {table.name!r}", field=field)
+        seen.add(table.name)
+
+
 def _check_operator(
     table: OperatorTable, document: PipelineDocument, models: Mapping[str, ModelRef], *, field: str
 ) -> None:
     names = [operator.name for operator in document.operators]
-    if not is_name(table.name) or table.name == REQUEST:
-        raise ConfigError(
-            f"{table.name!r} must match [a-z0-9-]{{1,64}} and not be 'request'", field=f"{field}.name"
-        )
-    if names.count(table.name) > 1:
-        raise ConfigError(f"two operators are called {table.name!r}", field=f"{field}.name")
     if table.runtime not in RUNTIMES:
         raise ConfigError(f"{table.runtime!r} is not one of {', '.join(RUNTIMES)}", field=f"{field}.runtime")
     if not table.inputs:
@@ -167,26 +180,40 @@ def _check_operator(
 
 def _check_knobs(table: OperatorTable, models: Mapping[str, ModelRef], *, field: str) -> None:
     for knob, values in table.knobs.items():
-        if not values:
-            raise ConfigError("a knob needs at least one value", field=f"{field}.knobs.{knob}")
-        if len({(type(value), value) for value in values}) != len(values):
-            raise ConfigError("a knob's values must differ", field=f"{field}.knobs.{knob}")
-    wanted = [table.model] if table.model is not None else []
+        _check_knob(knob, values, field=f"{field}.knobs.{knob}")
+    wanted, place = ([table.model] if table.model is not None else []), f"{field}.model"
     if table.model_knob is not None:
         if table.model is not None:
             raise ConfigError("give model or model_knob, not both", field=f"{field}.model_knob")
         if table.model_knob not in table.knobs:
             raise ConfigError(f"there is no knob {table.model_knob!r}", field=f"{field}.model_knob")
         wanted = [str(value) for value in table.knobs[table.model_knob]]
+        place = f"{field}.knobs.{table.model_knob}"
     for name in wanted:
         if name not in models:
             known = ", ".join(models) or "none"
-            raise ConfigError(f"[models] has no {name!r}; it has {known}", field=f"{field}.model")
+            raise ConfigError(f"[models] has no {name!r}; it has {known}", field=place)
     if table.runtime != "python" and not wanted:
-        raise ConfigError(f"a {table.runtime} operator needs model or model_knob", field=f"{field}.model")
+        raise ConfigError(f"an operator of {table.runtime} needs model or model_knob", field=f"{field}.model")
     for knob, value in table.model_when.items():
         if value not in table.knobs.get(knob, ()):
             raise ConfigError(f"knob {knob!r} has no value {value!r}", field=f"{field}.model_when")
+
+
+def _check_knob(knob: str, values: Sequence[KnobValue], *, field: str) -> None:
+    """Refuse what would make two variants alike in the keys of profiles, or a key that cannot be read."""
+    if not _KNOB.fullmatch(knob):
+        raise ConfigError(f"a knob's name must match {_KNOB.pattern}", field=field)
+    if not values:
+        raise ConfigError("a knob needs at least one value", field=field)
+    texts = [knob_text(value) for value in values]
+    for value, text in zip(values, texts, strict=True):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{value} is not a number that can be chosen", field=field)
+        if not _KNOB_TEXT.fullmatch(text):
+            raise ConfigError(f"{text!r} must be printable and hold none of [ ] , ; =", field=field)
+    if len(set(texts)) != len(texts):
+        raise ConfigError("a knob's values must differ, as text too", field=field)
 
 
 def _check_assets(document: PipelineDocument, models: Mapping[str, ModelRef]) -> None:
@@ -205,8 +232,10 @@ def _in_order(document: PipelineDocument) -> tuple[Operator, ...]:
     try:
         sorter.prepare()
     except CycleError as error:
+        cycle: list[str] = error.args[1]
         raise ConfigError(
-            f"the operators form a cycle: {' -> '.join(error.args[1])}", field="operators"
+            f"the operators form a cycle: {' -> '.join(cycle)}",
+            field=f"operators[{list(graph).index(cycle[0])}].inputs",
         ) from error
     by_name = {table.name: table for table in document.operators}
     order: list[str] = []

@@ -23,6 +23,7 @@ Document = TypeVar("Document")
 _HEADER = re.compile(r"\s*(\[{1,2})\s*([^\[\]]+?)\s*\]{1,2}\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*("[^"]*"|'[^']*'|[A-Za-z0-9_.-]+)\s*=""")
 _AT = re.compile(r" - at `(?:key in )?\$?(.*)`$")
+_NAMED = re.compile(r"(?:unknown|missing required) field `([^`]+)`")
 _TOML_LINE = re.compile(r"\(at line (\d+)")
 
 
@@ -45,7 +46,8 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"cannot be read: {error.strerror}", file=path) from error
     try:
         return tomllib.loads(text), text
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    # TOMLDecodeError is a ValueError; a number of thousands of digits raises another one.
+    except (ValueError, RecursionError) as error:
         found = _TOML_LINE.search(str(error))
         line = int(found.group(1)) if found else None
         raise ConfigError(f"not valid TOML: {error}", file=path, line=line) from error
@@ -61,8 +63,8 @@ def convert(tables: object, into: type[Document], *, file: Path, text: str = "")
         return msgspec.convert(tables, into)
     except msgspec.ValidationError as error:
         problem, field = _split(str(error))
-        if unknown := re.search(r"unknown field `([^`]+)`", problem):
-            field = f"{field}.{unknown.group(1)}".lstrip(".")
+        if named := _NAMED.search(problem):
+            field = f"{field}.{named.group(1)}".lstrip(".")
         raise ConfigError(problem, file=file, field=field or None, line=line_of(text, field)) from error
 
 
