@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from compass_agent.events import RunSegment
 from compass_shared.calls import (
     MEDIA_TYPE,
     PATH,
     Answer,
     Call,
+    CallHeader,
     ErrorBody,
     credentials_of,
     decode_answer,
@@ -46,6 +48,29 @@ class Reply:
     answer: Answer
     sent_bytes: int
     received_bytes: int
+
+
+def call_of(run: RunSegment, token: str) -> Call:
+    """The call by which a worker is asked to run a segment.
+
+    Args:
+        run: What to run.
+        token: Shown for the query's share at that worker.
+    """
+    header = CallHeader(
+        request=run.request,
+        attempt=run.attempt,
+        query=run.query,
+        pipeline=run.pipeline.name,
+        digest=run.pipeline.digest,
+        epoch=run.epoch,
+        token=token,
+        deadline_s=run.deadline_s,
+        operators=run.segment.operators,
+        knobs={name: run.plan.config.get(name, {}) for name in run.segment.operators},
+        exports=run.segment.exports,
+    )
+    return Call(header=header, values=run.values)
 
 
 async def call_segment(

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,14 +26,14 @@ from compass_agent.assignments import default_plan
 from compass_agent.bundles import load_bundle
 from compass_agent.config import AgentConfig
 from compass_agent.core import AgentCore
-from compass_agent.data import call_segment
+from compass_agent.data import call_of, call_segment
 from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
 from compass_agent.hello import hello_of
 from compass_agent.inbox import event_of
-from compass_agent.measure.network import measure_link
-from compass_agent.measure.speed import SpeedProgress, measure_speed
 from compass_agent.measure.telemetry import read_telemetry
+from compass_agent.measuring import Measuring
 from compass_agent.models import ModelStore
+from compass_agent.notices import Notice, OnNotice
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
@@ -41,14 +41,13 @@ from compass_agent.serving import DataPlane
 from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
 from compass_shared import codec
-from compass_shared.calls import Call, CallHeader, OperatorTiming
+from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import BackendError, CompassError, ConfigError, TransportError
-from compass_shared.messages import LinkReport, ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
+from compass_shared.messages import ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.mqtt import MqttTransport
 from compass_shared.pipeline import variant_key
-from compass_shared.profile import SiteProfile
 from compass_shared.site import Tier
 from compass_shared.topics import Kind, Topics
 from compass_shared.transport import Connected, Disconnected, Received, Transport, TransportEvent, Will
@@ -59,20 +58,7 @@ logger = logging.getLogger(__name__)
 PEERS_PATIENCE_S = 3.0
 """A coordinator that has not said by then who has models is not waited for."""
 
-PROBE_SPLIT = "profiling"
-"""Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
-
-
 _CLOSED = "the agent was closed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that the embedding program may show."""
-
-    kind: str
-    """One of connected, measuring, measured, links, assignment, share, refused-message."""
-    data: Mapping[str, Any]
 
 
 class AgentShell:
@@ -91,7 +77,7 @@ class AgentShell:
         *,
         clock: Clock | None = None,
         transport: Callable[[AgentShell], Transport] | None = None,
-        on_notice: Callable[[Notice], None] = lambda _notice: None,
+        on_notice: OnNotice = lambda _notice: None,
     ) -> None:
         self.config = config
         self._clock = clock or MonotonicClock()
@@ -124,11 +110,17 @@ class AgentShell:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         """Query -> share whose models are being opened."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._measuring = asyncio.Lock()
+        self._measuring = Measuring(
+            config,
+            host=self.host,
+            pace=self.pace,
+            store=self.store,
+            proxies=self._proxies,
+            clock=self._clock,
+            on_notice=on_notice,
+        )
         self._peers_known = asyncio.Event()
         """Set once a coordinator was heard, and with it who else has models."""
-        self._profiles: dict[str, SiteProfile] = {}
-        self._links: dict[str, LinkReport] = {}
         self._waiting: dict[str, asyncio.Future[ev.Outcome]] = {}
         """Request -> who waits for its outcome."""
         self._deadlines: dict[str, list[Deadline]] = {}
@@ -402,23 +394,8 @@ class AgentShell:
     async def _run_there(self, action: ev.RunSegment) -> ev.SegmentDone:
         assert action.worker is not None
         assert self._http is not None
-        call = Call(
-            header=CallHeader(
-                request=action.request,
-                attempt=action.attempt,
-                query=action.query,
-                pipeline=action.pipeline.name,
-                digest=action.pipeline.digest,
-                epoch=action.epoch,
-                token=action.worker.token,
-                deadline_s=action.deadline_s,
-                operators=action.segment.operators,
-                knobs={name: action.plan.config.get(name, {}) for name in action.segment.operators},
-                exports=action.segment.exports,
-            ),
-            values=action.values,
-        )
         address = self._proxies.address_of(action.worker.address)
+        call = call_of(action, action.worker.token)
         reply = await call_segment(self._http, address, call, timeout_s=action.deadline_s)
         header = reply.answer.header
         return replace(
@@ -440,62 +417,19 @@ class AgentShell:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._peers_known.wait(), PEERS_PATIENCE_S)
         for name in self.bundles:
-            async with self._measuring:
-                await self._measure_pipeline(name)
+            await self._measuring.operators(name)
             self._report()
-
-    async def _measure_pipeline(self, name: str) -> None:
-        bundle = self.bundles[name]
-        inputs = bundle.pipeline.inputs
-        if inputs is None:
-            logger.warning("pipeline %s brings no inputs to be measured with", name)
-            return
-        split = PROBE_SPLIT if PROBE_SPLIT in inputs.splits else next(iter(inputs.splits))
-        loop = asyncio.get_running_loop()
-
-        def progress(now: SpeedProgress) -> None:
-            data = {"pipeline": name, "rounds": now.rounds, "max_rounds": now.max_rounds}
-            loop.call_soon_threadsafe(self._notice, Notice(kind="measuring", data=data))
-
-        def measure() -> SiteProfile:
-            return measure_speed(
-                self.host,
-                bundle.pipeline,
-                bundle.examples(split, self.store),
-                site=self.config.name,
-                pace=self.pace,
-                clock=self._clock,
-                # The same inputs everywhere: sites are compared, not samples.
-                rng=random.Random(0),  # noqa: S311
-                budget_s=self.config.measure_budget_s,
-                emulated=self.config.emulated,
-                on_progress=progress,
-            )
-
-        self._profiles[name] = await loop.run_in_executor(None, measure)
-        self._notice(Notice(kind="measured", data={"pipeline": name}))
 
     async def _measure_links(self, workers: Mapping[str, WorkerInfo]) -> None:
         if self.config.tier is not Tier.DEVICE:
             return  # links start at the devices: the requests of a worker are served there
-        for name, worker in workers.items():
-            async with self._measuring:
-                await self._measure_link(name, worker)
-        self._notice(Notice(kind="links", data={"links": dict(self._links)}))
+        assert self._http is not None
+        await self._measuring.links_to(workers, self._http)
         self._report()
 
-    async def _measure_link(self, name: str, worker: WorkerInfo) -> None:
-        assert self._http is not None
-        try:
-            address = await self._proxies.through(worker)
-            self._links[name] = await measure_link(self._http, address, target=name)
-        except TransportError as error:
-            self._links.pop(name, None)
-            logger.warning("the link to %s could not be measured: %s", name, error)
-
     def _report(self) -> None:
-        links = tuple(self._links.values())
-        for profile in self._profiles.values():
+        links = tuple(self._measuring.links.values())
+        for profile in self._measuring.profiles.values():
             message = ProfileMessage(session=self.session, profile=profile, links=links)
             self.handle(ev.ProfileReady(profile=message))
 
@@ -510,7 +444,7 @@ class AgentShell:
                     memory_total_bytes=reading.memory_total_bytes,
                     battery=reading.battery,
                     temperature_c=reading.temperature_c,
-                    links=tuple(self._links.values()),
+                    links=tuple(self._measuring.links.values()),
                     overruns=self.overruns,
                 )
             )

@@ -267,6 +267,7 @@ async def test_what_saved_assignments_run_here_is_opened_at_the_start(
     asked: list[tuple[str, ...]] = []
     async with _assigned(fleet, "http://127.0.0.1:9", deadline_s=1.0, state_dir=state):
         pass
+    fleet.say(Kind.ASSIGNMENT, "phone", "q1", None)  # the broker forgot it
     monkeypatch.setattr(OperatorHost, "preload", lambda _host, _pipeline, variants: asked.append(variants))
     async with fleet.agent("phone", state_dir=state):
         await _until(lambda: bool(asked))

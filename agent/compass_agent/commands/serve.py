@@ -16,7 +16,8 @@ from compass_agent.commands.shared import Command
 from compass_agent.config import AgentConfig, described_by
 from compass_agent.drive import Driver, commands_from_stdin, emitter, notice_event
 from compass_agent.emulate.link import Shape
-from compass_agent.shell import AgentShell, Notice
+from compass_agent.notices import Notice
+from compass_agent.shell import AgentShell
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
 from compass_shared.model_cache import default_cache_dir

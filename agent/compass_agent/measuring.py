@@ -1,0 +1,126 @@
+"""When a running agent measures what: its operators at the start, its links as workers become known."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+
+import aiohttp
+
+from compass_agent.bundles import Bundle, ModelSource
+from compass_agent.config import AgentConfig
+from compass_agent.measure.network import measure_link
+from compass_agent.measure.speed import SpeedProgress, measure_speed
+from compass_agent.notices import Notice, OnNotice
+from compass_agent.operators import OperatorHost
+from compass_agent.pace import Pace
+from compass_agent.routes import LinkProxies
+from compass_shared.clock import Clock
+from compass_shared.errors import TransportError
+from compass_shared.messages import LinkReport, WorkerInfo
+from compass_shared.profile import SiteProfile
+
+logger = logging.getLogger(__name__)
+
+PROBE_SPLIT = "profiling"
+"""Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
+
+
+class Measuring:
+    """Measures one thing at a time, so that nothing disturbs what is measured, and keeps what it found.
+
+    Args:
+        config: The agent's settings.
+        host: Its operators.
+        pace: Speed that it runs at.
+        store: Where the inputs' assets come from.
+        proxies: Ways to the workers.
+        clock: The time.
+        on_notice: Told of progress.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        host: OperatorHost,
+        pace: Pace,
+        store: ModelSource,
+        proxies: LinkProxies,
+        clock: Clock,
+        on_notice: OnNotice,
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._pace = pace
+        self._store = store
+        self._proxies = proxies
+        self._clock = clock
+        self._notice = on_notice
+        self._lock = asyncio.Lock()
+        self.profiles: dict[str, SiteProfile] = {}
+        """Pipeline -> how fast its operators are here."""
+        self.links: dict[str, LinkReport] = {}
+        """Worker's site -> the way there."""
+
+    async def operators(self, pipeline: str) -> None:
+        """Measure the operators of one pipeline, beside the loop.
+
+        Raises:
+            CompassError: If its inputs cannot be had or an operator fails on all of them.
+        """
+        bundle = self._host.bundles[pipeline]
+        inputs = bundle.pipeline.inputs
+        if inputs is None:
+            logger.warning("pipeline %s brings no inputs to be measured with", pipeline)
+            return
+        split = PROBE_SPLIT if PROBE_SPLIT in inputs.splits else next(iter(inputs.splits))
+        loop = asyncio.get_running_loop()
+
+        def progress(now: SpeedProgress) -> None:
+            data = {"pipeline": pipeline, "rounds": now.rounds, "max_rounds": now.max_rounds}
+            loop.call_soon_threadsafe(self._notice, Notice(kind="measuring", data=data))
+
+        async with self._lock:
+            measured = loop.run_in_executor(None, self._measured, bundle, split, progress)
+            self.profiles[pipeline] = await measured
+        self._notice(Notice(kind="measured", data={"pipeline": pipeline}))
+
+    def _measured(
+        self, bundle: Bundle, split: str, on_progress: Callable[[SpeedProgress], None]
+    ) -> SiteProfile:
+        return measure_speed(
+            self._host,
+            bundle.pipeline,
+            bundle.examples(split, self._store),
+            site=self._config.name,
+            pace=self._pace,
+            clock=self._clock,
+            # The same inputs everywhere: sites are compared, not samples.
+            rng=random.Random(0),  # noqa: S311
+            budget_s=self._config.measure_budget_s,
+            emulated=self._config.emulated,
+            on_progress=on_progress,
+        )
+
+    async def links_to(self, workers: Mapping[str, WorkerInfo], session: aiohttp.ClientSession) -> None:
+        """Measure the way to each of these; one that cannot be measured counts as none.
+
+        Args:
+            workers: Site name -> worker.
+            session: The connections that requests use.
+        """
+        for name, worker in workers.items():
+            async with self._lock:
+                await self._link_to(name, worker, session)
+        self._notice(Notice(kind="links", data={"links": dict(self.links)}))
+
+    async def _link_to(self, name: str, worker: WorkerInfo, session: aiohttp.ClientSession) -> None:
+        try:
+            address = await self._proxies.through(worker)
+            self.links[name] = await measure_link(session, address, target=name)
+        except TransportError as error:
+            self.links.pop(name, None)
+            logger.warning("the link to %s could not be measured: %s", name, error)
