@@ -130,15 +130,34 @@ def fleet_from(document: FleetDocument) -> Fleet:
             raise ConfigError(f"{agent.name!r} must match [a-z0-9-]{{1,64}}", field=f"agents[{index}].name")
         if sum(other.name == agent.name for other in document.agents) > 1:
             raise ConfigError(f"two agents are called {agent.name!r}", field=f"agents[{index}].name")
-        if unknown := set(agent.shape) - {tier.value for tier in Tier}:
-            raise ConfigError(f"{sorted(unknown)[0]!r} is not a tier", field=f"agents[{index}].shape")
+        _check_agent(agent, field=f"agents[{index}]")
     queries = [_query(table, agents, field=f"queries[{i}]") for i, table in enumerate(document.queries)]
     if document.query_grid is not None:
         queries.extend(draw_grid(document.query_grid, agents))
     names = [query.name for query in queries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"two queries are called {twice[0]!r}", field="queries")
+        listed = [table.name for table in document.queries]
+        field = f"queries[{listed.index(twice[0])}].name" if twice[0] in listed else "query_grid.origins"
+        raise ConfigError(f"two queries are called {twice[0]!r}", field=field)
     return Fleet(name=document.name, agents=document.agents, queries=tuple(queries))
+
+
+def _check_agent(agent: AgentTable, *, field: str) -> None:
+    if unknown := set(agent.shape) - {tier.value for tier in Tier}:
+        raise ConfigError(f"{sorted(unknown)[0]!r} is not a tier", field=f"{field}.shape")
+    if agent.cores is not None and not 1 <= agent.cores < float("inf"):  # also refuses NaN
+        raise ConfigError(f"{agent.cores} must be at least 1", field=f"{field}.cores")
+    if agent.utilisation_cap is not None and not 0 < agent.utilisation_cap < 1:
+        raise ConfigError(
+            f"{agent.utilisation_cap} must lie between 0 and 1", field=f"{field}.utilisation_cap"
+        )
+    for tier, shape in agent.shape.items():
+        where = f"{field}.shape.{tier}"
+        if not 0 <= shape.delay_s < float("inf"):
+            raise ConfigError(f"{shape.delay_s} must not be negative", field=f"{where}.delay_s")
+        for name, rate_bps in (("up_bps", shape.up_bps), ("down_bps", shape.down_bps)):
+            if rate_bps is not None and not 0 < rate_bps < float("inf"):
+                raise ConfigError(f"{rate_bps} must be a positive number", field=f"{where}.{name}")
 
 
 def draw_grid(grid: GridTable, agents: set[str]) -> list[Query]:
@@ -157,6 +176,9 @@ def draw_grid(grid: GridTable, agents: set[str]) -> list[Query]:
     for field, values in lists.items():
         if len(values) != levels:
             raise ConfigError(f"needs {levels} values, as latency_p95_s", field=f"query_grid.{field}")
+    for origin in grid.origins:
+        if origin not in agents:
+            raise ConfigError(f"no agent is called {origin!r}", field="query_grid.origins")
     rng = random.Random(grid.seed)  # noqa: S311  # a published draw, not a secret
     queries = []
     for origin in grid.origins:
