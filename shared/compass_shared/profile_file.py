@@ -44,10 +44,13 @@ def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable
         document = msgspec.json.decode(path.read_bytes(), type=AccuracyDocument)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{path}: {error}") from error
     if document.schema != SCHEMA or document.kind != "accuracy":
         raise ProfileError(f"{path}: expected an accuracy table of schema {SCHEMA}")
+    for key, accuracy in document.configs.items():
+        if not 0 <= accuracy.mean <= 1 or accuracy.standard_error < 0 or accuracy.count < 1:
+            raise ProfileError(f"{path}: [configs.{key}]: a mean in [0, 1] of one or more inputs is expected")
     table = AccuracyTable(
         pipeline=document.pipeline,
         metric=document.metric,
