@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from compass_agent.runtimes import available_runtimes
+from compass_agent.runtimes import installed_runtimes
 from compass_shared import __version__
 from compass_shared.messages import BundleInfo, HardwareInfo, HelloMessage
 
@@ -35,7 +35,7 @@ def hello_of(shell: AgentShell) -> HelloMessage:
         session=shell.session,
         tier=config.tier,
         agent_version=__version__,
-        runtimes=available_runtimes(),
+        runtimes=installed_runtimes(),
         bundles={
             name: BundleInfo(
                 version=bundle.pipeline.version,

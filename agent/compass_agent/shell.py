@@ -46,7 +46,6 @@ from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import BackendError, CompassError, ConfigError, TransportError
 from compass_shared.messages import ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
-from compass_shared.mqtt import MqttTransport
 from compass_shared.pipeline import variant_key
 from compass_shared.site import Tier
 from compass_shared.topics import Kind, Topics
@@ -483,6 +482,8 @@ def _as_compass_error(error: Exception) -> CompassError:
 
 
 def _mqtt(shell: AgentShell) -> Transport:
+    from compass_shared.mqtt import MqttTransport  # noqa: PLC0415  # an agent that is alone needs no MQTT
+
     config = shell.config
     if config.broker is None:
         raise ConfigError("no broker was given", field="broker")

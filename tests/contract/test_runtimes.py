@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compass_agent.runtimes import RUNTIMES, LoadedModel, available_runtimes, open_runtime
+from compass_agent.runtimes import RUNTIMES, LoadedModel, available_runtimes, installed_runtimes, open_runtime
 from compass_shared.errors import InferenceError, ModelLoadError
 from support.computations import BIAS, WEIGHTS, affine_relu
 from support.onnx_bytes import affine_relu_onnx
@@ -124,6 +127,19 @@ def test_versions_name_the_library() -> None:
     found = available_runtimes()
     assert {"onnx", "python"} <= set(found)
     assert all(any(letter.isdigit() for letter in version) for version in found.values())
+
+
+def test_what_works_is_installed_under_the_same_version() -> None:
+    for runtime, library in available_runtimes().items():
+        assert installed_runtimes()[runtime] == library
+
+
+def test_looking_for_runtimes_imports_none() -> None:
+    code = "import sys; from compass_agent.runtimes import installed_runtimes as found; print(*found()); "
+    code += "assert not {'onnxruntime', 'ai_edge_litert', 'tflite_runtime'} & set(sys.modules)"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert "onnx" in run.stdout
 
 
 def test_an_unknown_runtime_is_refused() -> None:

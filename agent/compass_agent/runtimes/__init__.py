@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from compass_agent.runtimes.base import LoadedModel, Runtime
 from compass_shared.errors import BackendError, ModelLoadError
@@ -46,8 +49,35 @@ def open_runtime(name: str) -> Runtime:
         ) from error
 
 
+_LIBRARIES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "onnx": {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")},
+    "tflite": {"ai_edge_litert": ("ai-edge-litert",), "tflite_runtime": ("tflite-runtime",)},
+}
+"""Runtime -> packages that it can use, the first found -> distributions that may have brought them."""
+
+
+def installed_runtimes() -> dict[str, str]:
+    """Name -> library and version of every runtime that is installed.
+
+    Nothing is imported for it: an agent that runs no model of a library need not carry it in memory. So a
+    library that is there and broken is named as well; ``available_runtimes`` finds that out.
+    """
+    found = {"python": _version("python")} | {name: _installed(name) for name in _LIBRARIES}
+    return {name: library for name, library in found.items() if library is not None}
+
+
+def _installed(runtime: str) -> str | None:
+    for package, distributions in _LIBRARIES[runtime].items():
+        if find_spec(package) is not None:
+            for distribution in distributions:
+                with contextlib.suppress(PackageNotFoundError):
+                    return f"{distributions[0]} {version(distribution)}"
+            return f"{distributions[0]} of an unknown version"
+    return None
+
+
 def available_runtimes() -> dict[str, str]:
-    """Name -> library and version of every runtime that works here."""
+    """Name -> library and version of every runtime that works here; imports them all."""
     versions = {name: _version(name) for name in RUNTIMES}
     return {name: version for name, version in versions.items() if version is not None}
 
@@ -59,4 +89,4 @@ def _version(name: str) -> str | None:
         return None
 
 
-__all__ = ["RUNTIMES", "LoadedModel", "Runtime", "available_runtimes", "open_runtime"]
+__all__ = ["RUNTIMES", "LoadedModel", "Runtime", "available_runtimes", "installed_runtimes", "open_runtime"]
