@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Json = Mapping[str, Any]
+Calls = Mapping[tuple[str, str], int]
+"""(query, operator) -> calls."""
 
 
-def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mapping[str, Json]) -> list[str]:
+def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mapping[str, Calls]) -> list[str]:
     """Everything that does not add up in one phase.
 
     Args:
         requests: Every request event of the phase.
         planned: Query -> decision with ``plan``.
-        counters: Worker -> what it counted during the phase, ``{query: {operator: calls}}``.
+        counters: Worker -> how often it ran each (query, operator) during the phase.
 
     Returns:
         Sentences; empty when every request ended once, answered requests ran every operator where their plan
@@ -52,7 +54,7 @@ def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
     return problems
 
 
-def _counted(requests: Sequence[Json], counters: Mapping[str, Json]) -> list[str]:
+def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[str]:
     """Every segment that a device got from a worker was counted there.
 
     A worker may have counted more: an answer that came after its request had ended is not in any trace.
@@ -67,12 +69,11 @@ def _counted(requests: Sequence[Json], counters: Mapping[str, Json]) -> list[str
         request.get("error") is not None or request.get("attempts", 1) > 1 for request in requests
     )
     for (site, query, operator), calls in sorted(reported.items()):
-        counted = counters[site].get(query, {}).get(operator, 0)
+        counted = counters[site].get((query, operator), 0)
         if counted < calls or (counted > calls and not unanswered):
             problems.append(f"{site} counted {counted} calls of {operator} for {query}, devices {calls}")
-    for site, queries in counters.items():
-        for query, operators in queries.items():
-            for operator, calls in operators.items():
-                if calls and not reported[site, query, operator] and not unanswered:
-                    problems.append(f"{site} ran {operator} for {query} {calls} times, no device reported it")
+    for site, calls_at in counters.items():
+        for (query, operator), calls in calls_at.items():
+            if calls and not reported[site, query, operator] and not unanswered:
+                problems.append(f"{site} ran {operator} for {query} {calls} times, no device reported it")
     return problems

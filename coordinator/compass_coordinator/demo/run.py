@@ -124,6 +124,7 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         state.stage = f"{phase}: serving for {seconds:g} s"
         await stage.serve(phase, seconds)
     after = await stage.counters()
+    counted = {name: count.since(before.get(name)) for name, count in after.items()}
     rows = rows_of(stage.queries, state)
     requests = tuple(state.requests)
     return PhaseResult(
@@ -132,8 +133,13 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         rows=rows,
         total=phase_total(phase, stage.queries, rows, planned["queries"], seconds),
         requests=requests,
-        overruns=sum(event["overruns"] for event in state.served.values()),
-        problems=tuple(accounting_problems(requests, planned["queries"], _difference(after, before))),
+        overruns=sum(event["overruns"] for event in state.served.values())
+        + sum(count.overruns for count in counted.values()),
+        problems=tuple(
+            accounting_problems(
+                requests, planned["queries"], {name: count.calls for name, count in counted.items()}
+            )
+        ),
     )
 
 
@@ -182,22 +188,6 @@ def _timed(result: DemoResult, step: str) -> Iterator[None]:
     started_s = time.monotonic()
     yield
     result.timings_s[step] = time.monotonic() - started_s
-
-
-def _difference(
-    after: Mapping[str, Mapping[str, Mapping[str, int]]],
-    before: Mapping[str, Mapping[str, Mapping[str, int]]],
-) -> dict[str, dict[str, dict[str, int]]]:
-    return {
-        site: {
-            query: {
-                operator: calls - before.get(site, {}).get(query, {}).get(operator, 0)
-                for operator, calls in operators.items()
-            }
-            for query, operators in queries.items()
-        }
-        for site, queries in after.items()
-    }
 
 
 def document_of(result: DemoResult) -> dict[str, Any]:

@@ -7,6 +7,7 @@ their speed is what all devices plan with; devices follow together.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,22 @@ class StageConfig:
     split: str = "heldout"
     measure_s: float = 20.0
     timeout_s: float = 240.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCount:
+    """What one worker counted since it started."""
+
+    calls: Counter[tuple[str, str]]
+    """(query, operator) -> how often it ran."""
+    overruns: int
+    """Emulated calls that took longer than they should have."""
+
+    def since(self, before: WorkerCount | None) -> WorkerCount:
+        """What it counted since an earlier look."""
+        if before is None:
+            return self
+        return WorkerCount(calls=self.calls - before.calls, overruns=self.overruns - before.overruns)
 
 
 @dataclass(slots=True)
@@ -177,9 +194,9 @@ class Stage:
             )
         await self._until(lambda: set(self.state.served) == set(self._devices), "serving", seconds + 60)
 
-    async def counters(self) -> dict[str, dict[str, dict[str, int]]]:
-        """What workers counted so far: ``{worker: {query: {operator: calls}}}``."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
+    async def counters(self) -> dict[str, WorkerCount]:
+        """What every worker counted so far."""
+        found: dict[str, WorkerCount] = {}
         async with aiohttp.ClientSession() as session:
             for name, address in self.state.addresses.items():
                 try:
@@ -187,10 +204,12 @@ class Stage:
                         document = await response.json()
                 except aiohttp.ClientError as error:
                     raise TransportError(f"worker {name} does not answer: {error}") from error
-                found[name] = {
-                    query: {op: row["calls"] for op, row in counted["operators"].items()}
+                calls = {
+                    (query, operator): row["calls"]
                     for query, counted in document["queries"].items()
+                    for operator, row in counted["operators"].items()
                 }
+                found[name] = WorkerCount(calls=Counter(calls), overruns=document["overruns"])
         return found
 
     # --- events -----------------------------------------------------------------------------------
