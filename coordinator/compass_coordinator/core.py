@@ -35,6 +35,8 @@ SETTLE_S = 0.7
 """Planning waits until the fleet has been quiet for this long ..."""
 PATIENCE_S = 5.0
 """... but never longer than this after the first change."""
+REJOIN_S = 0.5
+"""After a broken connection what is retained is read first: a newer coordinator may be in charge by now."""
 SHARE_TIMEOUT_S = 3.0
 """A worker that has not taken its share by then does not serve the query."""
 
@@ -83,6 +85,9 @@ class CoordinatorCore:
         self._new_token = new_token
         self._model_address = model_address
         self._started = False
+        self._stopped = False
+        self._rejoin_s: float | None = None
+        """When to say everything again, after a broken connection."""
         self._workers: dict[str, WorkerInfo] = {}
         """Workers as last published."""
         self._changed_s: float | None = None
@@ -131,7 +136,7 @@ class CoordinatorCore:
         Returns:
             Actions for the shell, in order.
         """
-        return self._handlers[type(event)](event, now_s)
+        return [] if self._stopped else self._handlers[type(event)](event, now_s)
 
     # --- coming and going -------------------------------------------------------------------------
 
@@ -141,8 +146,17 @@ class CoordinatorCore:
         self._mark(now_s)
         return [ev.SaveEpoch(epoch=self._epoch), *self._announce(), *self._declare_pipelines()]
 
-    def _on_connected(self, _event: ev.BrokerConnected, _now_s: float) -> list[ev.Action]:
-        return self._announce() if self._started else []
+    def _on_connected(self, _event: ev.BrokerConnected, now_s: float) -> list[ev.Action]:
+        if self._started:
+            self._rejoin_s = now_s + REJOIN_S
+        return []
+
+    def _rejoin(self, now_s: float) -> list[ev.Action]:
+        """Say everything again that a broker without memory has to know."""
+        if self._rejoin_s is None or now_s < self._rejoin_s:
+            return []
+        self._rejoin_s = None
+        return [*self._announce(), *self._declare_pipelines(), *self._republish()]
 
     def _announce(self) -> list[ev.Action]:
         self._workers = self._fleet.workers()
@@ -170,6 +184,7 @@ class CoordinatorCore:
         if event.status.epoch <= self._epoch:
             return []
         if self._started:
+            self._stopped = True
             return [
                 ev.Stop(reason=f"a coordinator with epoch {event.status.epoch} > {self._epoch} is in charge")
             ]
@@ -199,8 +214,8 @@ class CoordinatorCore:
 
     def _presence_changed(self, now_s: float) -> list[ev.Action]:
         self._mark(now_s)
-        changed = self._started and self._fleet.workers() != self._workers
-        return self._announce() if changed else []
+        announced = self._started and self._rejoin_s is None
+        return self._announce() if announced and self._fleet.workers() != self._workers else []
 
     def _on_profile(self, event: ev.AgentProfile, now_s: float) -> list[ev.Action]:
         problem = self._fleet.take_profile(event.agent, event.profile)
@@ -219,8 +234,10 @@ class CoordinatorCore:
         return [ev.Note(text=f"refused a message on {event.topic}: {event.problem}", serious=True)]
 
     def _on_query(self, event: ev.QuerySeen, now_s: float) -> list[ev.Action]:
+        known = self._fleet.queries.get(event.name)
         if event.query is None:
-            if self._fleet.queries.pop(event.name, None) is not None:
+            if known is not None and known.origin == event.agent:
+                del self._fleet.queries[event.name]
                 self._mark(now_s)
             return []
         try:
@@ -231,7 +248,11 @@ class CoordinatorCore:
         if event.query.name != event.name or event.query.origin != event.agent:
             self.refused_messages += 1
             return [ev.Note(text=f"query {event.name!r} of {event.agent!r} names another", serious=True)]
-        if self._fleet.queries.get(event.name) != event.query:
+        if known is not None and known.origin != event.agent:
+            self.refused_messages += 1
+            text = f"query {event.name!r} of {event.agent!r} refused: {known.origin!r} has one of that name"
+            return [ev.Note(text=text, serious=True)]
+        if known != event.query:
             self._fleet.queries[event.name] = event.query
             self._mark(now_s)
         return []
@@ -249,7 +270,7 @@ class CoordinatorCore:
     # --- planning ---------------------------------------------------------------------------------
 
     def _on_tick(self, _event: ev.Tick, now_s: float) -> list[ev.Action]:
-        return [*self._give_up_on_workers(now_s), *self._plan_if_settled(now_s)]
+        return [*self._rejoin(now_s), *self._give_up_on_workers(now_s), *self._plan_if_settled(now_s)]
 
     def _plan_if_settled(self, now_s: float) -> list[ev.Action]:
         if not self._started or self._planning is not None or self._changed_s is None:
@@ -285,22 +306,35 @@ class CoordinatorCore:
     def _publish(self, query: str, decision: Decision, now_s: float) -> list[ev.Action]:
         pending = self._pending.get(query)
         standing = self._standing.get(query)
+        workers = self._fleet.workers()
         latest = pending.decision if pending is not None else standing.decision if standing else None
-        if latest is not None and latest.same_as(decision):
+        if latest is not None and latest.same_as(decision) and latest.reaches(workers):
             return []
         self._sequence += 1
         epoch = Epoch(coordinator=self._epoch, sequence=self._sequence)
-        stamped = decision.stamped(epoch, token=self._new_token(), workers=self._fleet.workers())
+        stamped = decision.stamped(epoch, token=self._new_token(), workers=workers)
         waiting = set(stamped.shares)
         self._pending[query] = _Pending(decision=stamped, since_s=now_s, waiting=waiting)
         standing = self._standing.setdefault(query, _Standing(agent=stamped.agent))
+        moved_from = standing.agent if standing.agent != stamped.agent else ""
         standing.agent = stamped.agent
         standing.workers |= waiting
-        shares: list[ev.Action] = [
-            ev.Send(kind=Kind.SHARE, agent=site, item=query, message=share)
-            for site, share in sorted(stamped.shares.items())
+        return [
+            *([_clear(Kind.ASSIGNMENT, moved_from, query)] if moved_from else []),
+            *_send_shares(query, stamped),
+            *self._release(query),
         ]
-        return shares + self._release(query)
+
+    def _republish(self) -> list[ev.Action]:
+        actions: list[ev.Action] = []
+        for query, standing in sorted(self._standing.items()):
+            pending = self._pending.get(query)
+            newest = standing.decision if pending is None else pending.decision
+            if newest is not None:
+                actions.extend(_send_shares(query, newest))
+            if standing.decision is not None:
+                actions.append(_send_assignment(query, standing.decision))
+        return actions
 
     def _on_ack(self, event: ev.AgentAck, _now_s: float) -> list[ev.Action]:
         ack = event.ack
@@ -328,10 +362,9 @@ class CoordinatorCore:
         standing.decision = decision
         unused = sorted(standing.workers - set(decision.shares))
         standing.workers = set(decision.shares)
-        message = AssignmentMessage(assignment=decision.assignment)
         return [
-            ev.Send(kind=Kind.ASSIGNMENT, agent=decision.agent, item=query, message=message),
-            *(ev.Send(kind=Kind.SHARE, agent=site, item=query, message=None) for site in unused),
+            _send_assignment(query, decision),
+            *(_clear(Kind.SHARE, site, query) for site in unused),
         ]
 
     def _without_plan(self, query: str, reason: str) -> list[ev.Action]:
@@ -356,12 +389,25 @@ class CoordinatorCore:
             standing = self._standing.pop(query)
             self._pending.pop(query, None)
             if standing.agent:
-                actions.append(ev.Send(kind=Kind.ASSIGNMENT, agent=standing.agent, item=query, message=None))
-            actions.extend(
-                ev.Send(kind=Kind.SHARE, agent=site, item=query, message=None)
-                for site in sorted(standing.workers)
-            )
+                actions.append(_clear(Kind.ASSIGNMENT, standing.agent, query))
+            actions.extend(_clear(Kind.SHARE, site, query) for site in sorted(standing.workers))
         return actions
+
+
+def _clear(kind: Kind, agent: str, query: str) -> ev.Action:
+    return ev.Send(kind=kind, agent=agent, item=query, message=None)
+
+
+def _send_shares(query: str, decision: Decision) -> list[ev.Action]:
+    return [
+        ev.Send(kind=Kind.SHARE, agent=site, item=query, message=share)
+        for site, share in sorted(decision.shares.items())
+    ]
+
+
+def _send_assignment(query: str, decision: Decision) -> ev.Action:
+    message = AssignmentMessage(assignment=decision.assignment)
+    return ev.Send(kind=Kind.ASSIGNMENT, agent=decision.agent, item=query, message=message)
 
 
 def _bundle_notes(agent: str, hello: HelloMessage | None, fleet: Fleet) -> list[ev.Action]:

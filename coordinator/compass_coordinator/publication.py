@@ -40,6 +40,14 @@ class Decision:
             for site, share in self.shares.items()
         )
 
+    def reaches(self, workers: Mapping[str, WorkerInfo]) -> bool:
+        """Whether the agent was told where each worker is, as far as these are known."""
+        told = self.assignment.workers
+        return all(
+            site in told and (site not in workers or told[site].address == workers[site].address)
+            for site in self.shares
+        )
+
     def stamped(self, epoch: Epoch, *, token: str, workers: Mapping[str, WorkerInfo]) -> Decision:
         """The same decision, ready to be sent."""
         access = {
