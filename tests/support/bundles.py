@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from compass_shared.pipeline_file import load_pipeline
+from compass_shared.profile import Accuracy, AccuracyTable
+from compass_shared.profile_file import save_accuracy
 from support.computations import BIAS, WEIGHTS
 from support.onnx_bytes import affine_relu_onnx
 
 MODELS = {"plain": WEIGHTS, "steep": ((10.0, -20.0, 5.0), (2.5, 10.0, -10.0))}
 LABELS = "low\nmiddle\nhigh\n"
+ACCURACY = {"plain": 0.8, "steep": 0.95}
+"""What the accuracy table says of configs with each model."""
 
 OPERATORS = '''
 import numpy as np
@@ -126,3 +131,28 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny") -> Path:
     (bundle / "operators.py").write_text(OPERATORS)
     (bundle / "data.py").write_text(DATA)
     return bundle
+
+
+def tiny_accuracy(bundle: Path) -> AccuracyTable:
+    """An accuracy table of the bundle in which the model alone decides; see ``ACCURACY``."""
+    pipeline = load_pipeline(bundle)
+    return AccuracyTable(
+        pipeline=pipeline.name,
+        metric="known_labels",
+        split="profiling",
+        configs={
+            pipeline.config_key(config): Accuracy(
+                mean=ACCURACY[str(config["classify"]["model"])], standard_error=0.01, count=4
+            )
+            for config in pipeline.configs()
+        },
+        provenance={"models": {name: ref.sha256 for name, ref in pipeline.models.items()}},
+    )
+
+
+def write_tiny_accuracy(bundle: Path) -> Path:
+    """Write that table where a bundle keeps its own."""
+    path = bundle / "profile" / "accuracy.json"
+    path.parent.mkdir(exist_ok=True)
+    save_accuracy(path, tiny_accuracy(bundle))
+    return path
