@@ -65,6 +65,10 @@ class _Counters:
         )
 
 
+NOBODY = -1
+"""Below every coordinator epoch."""
+
+
 class AgentCore:
     """Decisions of one agent.
 
@@ -228,7 +232,11 @@ class AgentCore:
 
     def _coordinator_arrived(self, event: ev.CoordinatorArrived, _now_s: float) -> list[ev.Action]:
         status = event.status
-        if status.epoch < self._book.coordinator_epoch or not status.online:
+        if not status.online:
+            # Whoever comes next may know nothing, even one that carries the same epoch again.
+            self._reported_to = NOBODY
+            return []
+        if status.epoch < self._book.coordinator_epoch:
             return []
         self._book.coordinator_epoch = status.epoch
         actions: list[ev.Action] = []

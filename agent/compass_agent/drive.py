@@ -128,13 +128,16 @@ class Driver:
         except msgspec.MsgspecError as error:
             self._emit({"event": "error", "problem": f"not a command: {error}"})
             return True
-        match command:
-            case StopCommand():
-                return False
-            case DeclareCommand():
-                self._declare(command.queries)
-            case ServeCommand():
-                await self._serve(command)
+        try:
+            match command:
+                case StopCommand():
+                    return False
+                case DeclareCommand():
+                    self._declare(command.queries)
+                case ServeCommand():
+                    await self._serve(command)
+        except CompassError as error:
+            self._emit({"event": "error", "problem": str(error)})
         return True
 
     def _declare(self, queries: tuple[Query, ...]) -> None:
@@ -195,12 +198,16 @@ class Driver:
         except CompassError as error:
             self._emit({**base, "error": type(error).__name__, "problem": str(error)})
             return
-        score = await asyncio.to_thread(_score, bundle, outcome, example)
+        score = None if outcome.error is not None else await self._score(bundle, outcome, example)
         self._emit({**base, **describe(outcome), "score": score})
 
-
-def _score(bundle: Bundle, outcome: Outcome, example: Example) -> float | None:
-    return None if outcome.error is not None else float(bundle.metric()(outcome.value, example.truth))
+    async def _score(self, bundle: Bundle, outcome: Outcome, example: Example) -> float:
+        try:
+            return float(await asyncio.to_thread(bundle.metric(), outcome.value, example.truth))
+        except Exception as error:  # the bundle's own code, which may raise anything
+            problem = f"the metric failed on {example.name!r}: {type(error).__name__}: {error}"
+            self._emit({"event": "error", "problem": problem})
+            return 0.0
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:

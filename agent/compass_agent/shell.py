@@ -41,9 +41,10 @@ from compass_agent.serving import DataPlane
 from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
 from compass_shared import codec
+from compass_shared.broker_url import parse_address
 from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
-from compass_shared.errors import BackendError, CompassError, ConfigError, TransportError
+from compass_shared.errors import BackendError, CompassError, ConfigError, MessageError, TransportError
 from compass_shared.messages import ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.pipeline import variant_key
@@ -321,11 +322,11 @@ class AgentShell:
             if action.item is None
             else self._topics.query(action.kind, name, action.item)
         )
-        payload = b"" if action.message is None else codec.encode(action.message)
         try:
+            payload = b"" if action.message is None else codec.encode(action.message)
             self._transport.publish(topic, payload, qos=action.qos, retain=action.retain)
-        except TransportError as error:
-            # What matters is said again on reconnect.
+        except (MessageError, TransportError) as error:
+            # What matters and fits is said again on reconnect.
             logger.warning("not published on %s: %s", topic, error)
 
     def _on_transport(self, event: TransportEvent) -> None:
@@ -489,7 +490,7 @@ def _mqtt(shell: AgentShell) -> Transport:
         raise ConfigError("no broker was given", field="broker")
     return MqttTransport(
         config.broker,
-        client_id=config.name,
+        client_id=parse_address(config.broker).client_id(config.fleet, config.name),
         filters=Topics(config.fleet).for_agent(config.name),
         rng=random.Random(),  # noqa: S311  # spreads reconnects, not a secret
         will=shell.will,

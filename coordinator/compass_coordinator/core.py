@@ -259,6 +259,9 @@ class CoordinatorCore:
 
     def _on_decision(self, event: ev.DecisionSeen, _now_s: float) -> list[ev.Action]:
         """Remember what is retained, so that it can be cleared when its query is gone."""
+        if not self._started:
+            # What an earlier coordinator decided orders us even if its last status did not survive it.
+            self._epoch = max(self._epoch, event.epoch.coordinator)
         if event.kind is Kind.ASSIGNMENT:
             self._standing.setdefault(event.query, _Standing(agent=event.agent))
         else:
@@ -346,6 +349,8 @@ class CoordinatorCore:
             notes.append(ev.Note(text=text, serious=True))
         if pending is None or not ack.share or ack.epoch != pending.decision.assignment.epoch:
             return notes
+        if event.agent not in pending.waiting:
+            return notes  # it was not asked
         if not ack.taken:
             return notes + self._without_plan(ack.query, f"worker {event.agent!r} refused: {ack.reason}")
         pending.waiting.discard(event.agent)

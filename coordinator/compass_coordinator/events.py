@@ -15,6 +15,7 @@ from compass_shared.messages import (
     StatusMessage,
     TelemetryMessage,
 )
+from compass_shared.plan import Epoch
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.topics import Kind
@@ -88,6 +89,7 @@ class DecisionSeen:
     agent: str
     kind: Kind
     query: str
+    epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,8 +41,10 @@ def _event(topic: topics.Topic, payload: bytes) -> ev.Event | None:  # noqa: PLR
             return ev.QuerySeen(agent=agent, name=item, query=message.query)
         case messages.CoordinatorMessage():
             return ev.CoordinatorSeen(status=message)
-        case messages.AssignmentMessage() | messages.ShareMessage():
-            return ev.DecisionSeen(agent=agent, kind=topic.kind, query=item)
+        case messages.AssignmentMessage():
+            return ev.DecisionSeen(agent=agent, kind=topic.kind, query=item, epoch=message.assignment.epoch)
+        case messages.ShareMessage():
+            return ev.DecisionSeen(agent=agent, kind=topic.kind, query=item, epoch=message.epoch)
     if topic.kind is Kind.QUERY:
         return ev.QuerySeen(agent=agent, name=item, query=None)
     if topic.kind is Kind.HELLO:

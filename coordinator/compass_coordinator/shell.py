@@ -24,8 +24,9 @@ from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
 from compass_coordinator.store import FileStore
 from compass_shared import codec
+from compass_shared.broker_url import parse_address
 from compass_shared.clock import Clock, MonotonicClock
-from compass_shared.errors import CompassError, TransportError
+from compass_shared.errors import CompassError, MessageError, TransportError
 from compass_shared.messages import CoordinatorMessage
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_routes import model_routes
@@ -184,10 +185,10 @@ class CoordinatorShell:
             topic = self._topics.pipeline(action.item or "")
         else:
             topic = self._topics.query(action.kind, action.agent or "", action.item or "")
-        payload = b"" if action.message is None else codec.encode(action.message)
         try:
+            payload = b"" if action.message is None else codec.encode(action.message)
             self._transport.publish(topic, payload, retain=True)
-        except TransportError as error:
+        except (MessageError, TransportError) as error:
             logger.warning("not published on %s: %s", topic, error)
 
     def _on_transport(self, event: TransportEvent) -> None:
@@ -285,7 +286,7 @@ def _mqtt(shell: CoordinatorShell) -> Transport:
     config = shell.config
     return MqttTransport(
         config.broker,
-        client_id=config.client_id,
+        client_id=parse_address(config.broker).client_id(config.fleet, config.client_id),
         filters=Topics(config.fleet).for_coordinator(),
         rng=random.Random(),  # noqa: S311  # spreads reconnects, not a secret
         will=shell.will,

@@ -23,6 +23,14 @@ class Address:
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
+    def client_id(self, fleet: str, name: str) -> str:
+        """Client id of one member of a fleet.
+
+        A broker that knows its users lets each connect under its own name alone; on one that knows nobody,
+        fleets must not throw each other's members off.
+        """
+        return self.user or f"{fleet}.{name}"
+
     def __repr__(self) -> str:  # never the password
         return f"Address({self}, tls={self.tls is not None}, user={self.user!r})"
 

@@ -1,4 +1,4 @@
-"""Names that travel in topics, URLs and files."""
+"""Names that travel in topics, URLs and files, and addresses on command lines."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def checked_name(text: str, what: str) -> str:
     if not is_name(text):
         raise ConfigError(f"{what} name {text!r} must match {NAME_PATTERN}", field=what)
     return text
+
+
+def host_port(text: str) -> tuple[str, int]:
+    """Parse ``HOST:PORT``, the address that a server listens on.
+
+    Raises:
+        ValueError: If it is not one; argparse shows it as a wrong option.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)

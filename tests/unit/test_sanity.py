@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,10 @@ PROFILE = ProfileMessage(
 )
 
 
+def _only(field: str, value: float) -> dict[str, Any]:
+    return {field: value}
+
+
 def test_sound_messages_have_no_problem() -> None:
     assert hello_problem(HELLO) is None
     assert profile_problem(PROFILE) is None
@@ -43,8 +48,8 @@ def test_sound_messages_have_no_problem() -> None:
     ("field", "value"),
     [("cores", 0.0), ("cores", math.nan), ("cores", math.inf), ("utilisation_cap", 1.0), ("power_w", -1.0)],
 )
-def test_a_hello_with_a_senseless_number_names_it(field: str, value: float) -> None:
-    assert field in str(hello_problem(replace(HELLO, **{field: value})))
+def test_a_hello_with_a_senseless_number_names_it(field: str, value: Any) -> None:
+    assert field in str(hello_problem(replace(HELLO, **_only(field, value))))
 
 
 def test_a_negative_price_is_refused() -> None:
@@ -53,16 +58,16 @@ def test_a_negative_price_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 @pytest.mark.parametrize("field", ["mean_s", "var_s2", "p95_s", "output_mean_bytes", "output_var_bytes2"])
-def test_a_senseless_measurement_names_variant_and_field(field: str, value: float) -> None:
-    profile = replace(PROFILE.profile, operators={"a": replace(MEASURED, **{field: value})})
+def test_a_senseless_measurement_names_variant_and_field(field: str, value: Any) -> None:
+    profile = replace(PROFILE.profile, operators={"a": replace(MEASURED, **_only(field, value))})
     assert f"a.{field}" in str(profile_problem(replace(PROFILE, profile=profile)))
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("rtt_s", math.nan), ("up_bps", 0.0), ("down_bps", -5.0), ("rel_sd", math.inf)]
 )
-def test_a_senseless_link_names_target_and_field(field: str, value: float) -> None:
-    links = (replace(LINK, **{field: value}),)
+def test_a_senseless_link_names_target_and_field(field: str, value: Any) -> None:
+    links = (replace(LINK, **_only(field, value)),)
     problem = str(profile_problem(replace(PROFILE, links=links)))
     assert "edge" in problem
     assert field in problem

@@ -21,6 +21,7 @@ from compass_agent.shell import AgentShell
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
 from compass_shared.model_cache import default_cache_dir
+from compass_shared.names import host_port
 from compass_shared.site import Tier
 
 
@@ -33,7 +34,7 @@ def add_parsers(command: Command) -> None:
     worker = command("worker", "run a worker on an edge server or in the cloud")
     _add_agent_options(worker)
     worker.add_argument(
-        "--listen", type=_host_port, default=("127.0.0.1", 8470), metavar="HOST:PORT", help="data plane"
+        "--listen", type=host_port, default=("127.0.0.1", 8470), metavar="HOST:PORT", help="data plane"
     )
     worker.add_argument("--address", metavar="URL", help="base URL under which others reach the data plane")
     worker.add_argument("--tier", type=Tier, choices=[Tier.EDGE, Tier.CLOUD], default=Tier.EDGE)
@@ -156,10 +157,3 @@ async def _obey(shell: AgentShell, stopping: asyncio.Event) -> None:
         running.add(task)
         task.add_done_callback(running.discard)
     stopping.set()
-
-
-def _host_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port)

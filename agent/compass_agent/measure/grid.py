@@ -75,13 +75,13 @@ class _Work:
         started_s = time.thread_time()
         try:
             value = self.run(operator, inputs, knobs)
-        except InferenceError:
+            return _Result(value, digest_of(value))
+        except (InferenceError, MessageError):  # what cannot be framed could not be sent on either
             self.failures += 1
             return _Result(None, b"failed", failed=True)
         finally:
             self.seconds[variant] = self.seconds.get(variant, 0.0) + time.thread_time() - started_s
             self.runs[variant] = self.runs.get(variant, 0) + 1
-        return _Result(value, digest_of(value))
 
 
 def digest_of(value: Value) -> bytes:

@@ -17,6 +17,7 @@ from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan
 from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell, Notice
+from compass_shared.names import host_port
 from compass_shared.problem import Problem
 
 
@@ -32,6 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep the coordinator epoch here")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="model cache to serve to agents")
+    parser.add_argument(
+        "--listen", type=host_port, default=("127.0.0.1", 0), metavar="HOST:PORT", help="serve models here"
+    )
+    parser.add_argument("--address", metavar="URL", help="base URL under which agents reach the model server")
     parser.add_argument("--save-profiles", type=Path, metavar="FILE", help="write what agents measured")
     parser.add_argument("--events", action="store_true", help="print JSON events, a line each")
     parser.set_defaults(run=run)
@@ -48,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         policy=args.policy,
         state_dir=args.state,
         cache_root=cache_root(args.cache),
+        listen=args.listen,
+        model_address=args.address,
     )
     return asyncio.run(_serve(config, events=args.events, save_profiles=args.save_profiles))
 
