@@ -444,3 +444,18 @@ async def test_a_refused_query_is_planned_when_it_asks_for_less(fleet: FleetRig)
     assert "latency" in str(device.core.assignments["q1"].refusal)
     declare(device, query_of(device))
     await until(planned_at(device, "edge"), "a plan")
+
+
+async def test_what_is_too_long_for_the_wire_is_left_out_and_the_rest_goes_on(fleet: FleetRig) -> None:
+    pipeline = fleet.bundle / "pipeline.toml"
+    text = f'description = "{"long " * 40_000}"'
+    pipeline.write_text(pipeline.read_text().replace('output = "label"', f'output = "label"\n{text}'))
+    await fleet.coordinator()
+    await fleet.worker()
+    device = await fleet.device()
+    declare(device, query_of(device))
+    await until(planned_at(device, "edge"), "a plan, though the declaration cannot be sent")
+    assert fleet.topics.pipeline("tiny") not in await fleet.retained()
+    traffic = Traffic(device, "q1")
+    await traffic.one()
+    traffic.check()
