@@ -2,7 +2,7 @@
 
 The demo and the benches use it to serve queries at their rates and to learn how every request ended.
 
-    {"do": "declare", "queries": [...]}        make these this device's queries
+    {"do": "declare", "queries": [...], "split": "heldout"}    make these this device's queries
     {"do": "serve", "phase": "compass", "seconds": 15, "seed": 7, "split": "heldout"}
     {"do": "stop"}
 
@@ -25,6 +25,7 @@ import msgspec
 
 from compass_agent.bundles import Bundle
 from compass_agent.events import Outcome, QueryDeclared
+from compass_agent.inputs import load_examples
 from compass_agent.notices import Notice
 from compass_agent.shell import AgentShell
 from compass_shared.errors import CompassError, MessageError
@@ -38,6 +39,8 @@ class DeclareCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", 
     """Make these this device's queries."""
 
     queries: tuple[Query, ...]
+    split: str | None = None
+    """Inputs to make ready, before requests are to carry them."""
 
 
 class ServeCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="serve"):
@@ -134,6 +137,7 @@ class Driver:
                     return False
                 case DeclareCommand():
                     self._declare(command.queries)
+                    await self._make_ready(command)
                 case ServeCommand():
                     await self._serve(command)
         except CompassError as error:
@@ -148,14 +152,22 @@ class Driver:
             self._shell.handle(QueryDeclared(name=query.name, query=query))
         self._queries = queries
 
+    async def _make_ready(self, command: DeclareCommand) -> None:
+        if command.split is None:
+            return
+        for query in command.queries:
+            await self._load(query.pipeline, command.split)
+        self._emit({"event": "loaded"})
+
+    async def _load(self, pipeline: str, split: str) -> None:
+        if (pipeline, split) not in self._examples:
+            self._examples[pipeline, split] = await asyncio.to_thread(
+                load_examples, self._shell.bundles[pipeline], split, self._shell.store
+            )
+
     async def _serve(self, command: ServeCommand) -> None:
         for query in self._queries:
-            key = (query.pipeline, command.split)
-            if key not in self._examples:
-                bundle = self._shell.bundles[query.pipeline]
-                self._examples[key] = await asyncio.to_thread(
-                    bundle.examples, command.split, self._shell.store
-                )
+            await self._load(query.pipeline, command.split)
         overruns = self._shell.overruns
         started_s = time.monotonic()
         self._emit({"event": "serving", "phase": command.phase})

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 
 import aiohttp
 
-from compass_agent.bundles import Bundle, ModelSource
+from compass_agent.bundles import Bundle
 from compass_agent.config import AgentConfig
+from compass_agent.inputs import load_examples
 from compass_agent.measure.network import measure_link
 from compass_agent.measure.speed import SpeedProgress, measure_speed
+from compass_agent.models import ModelStore
 from compass_agent.notices import Notice, OnNotice
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
@@ -47,7 +49,7 @@ class Measuring:
         *,
         host: OperatorHost,
         pace: Pace,
-        store: ModelSource,
+        store: ModelStore,
         proxies: LinkProxies,
         clock: Clock,
         on_notice: OnNotice,
@@ -94,7 +96,7 @@ class Measuring:
         return measure_speed(
             self._host,
             bundle.pipeline,
-            bundle.examples(split, self._store),
+            load_examples(bundle, split, self._store),
             site=self._config.name,
             pace=self._pace,
             clock=self._clock,

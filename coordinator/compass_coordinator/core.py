@@ -37,7 +37,7 @@ PATIENCE_S = 5.0
 """... but never longer than this after the first change."""
 REJOIN_S = 0.5
 """After a broken connection what is retained is read first: a newer coordinator may be in charge by now."""
-SHARE_TIMEOUT_S = 3.0
+SHARE_TIMEOUT_S = 20.0
 """A worker that has not taken its share by then does not serve the query."""
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from compass_agent.bundles import load_bundle
 from compass_agent.commands.shared import Command, show_status
+from compass_agent.inputs import load_examples
 from compass_agent.measure.speed import measure_speed
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
@@ -76,7 +77,7 @@ def _measured(args: argparse.Namespace) -> list[SiteProfile]:
             measure_speed(
                 OperatorHost([bundle], store),
                 bundle.pipeline,
-                bundle.examples(split, store),
+                load_examples(bundle, split, store),
                 site="here",
                 pace=Pace(slowdown),
                 clock=MonotonicClock(),

@@ -84,7 +84,8 @@ class StageState:
     """Query -> assignment that its device took."""
     requests: list[Json] = field(default_factory=list)
     """Of the phase that is being served."""
-    serving: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+    """Devices that have their inputs."""
     served: dict[str, Json] = field(default_factory=dict)
     """Device -> its last "served" event."""
     notes: list[str] = field(default_factory=list)
@@ -169,11 +170,13 @@ class Stage:
         """Let every device declare its queries."""
         for name, device in self._devices.items():
             own = [msgspec.to_builtins(query) for query in queries if query.origin == name]
-            device.send({"do": "declare", "queries": own})
+            device.send({"do": "declare", "queries": own, "split": self.config.split})
 
     async def planned(self) -> Json:
         """Wait for a plan of everything, and until every device holds what it says."""
-        await self._until(self._all_in_force, "planning and assigning")
+        await self._until(
+            lambda: self.state.loaded >= set(self._devices) and self._all_in_force(), "planning and assigning"
+        )
         assert self.state.planned is not None
         return self.state.planned
 
@@ -241,6 +244,9 @@ class Stage:
 
     def _on_request(self, _child: str, event: Json) -> None:
         self.state.requests.append(event)
+
+    def _on_loaded(self, child: str, _event: Json) -> None:
+        self.state.loaded.add(child)
 
     def _on_served(self, child: str, event: Json) -> None:
         self.state.served[child] = event

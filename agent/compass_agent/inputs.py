@@ -1,0 +1,95 @@
+"""Labelled inputs of bundles, made once on a machine and kept.
+
+Rendering or decoding an input set can take longer than everything it is used for, and every agent of a demo
+wants the same one. It is kept beside the models, under a name that follows from the bundle's code, its assets
+and the split: whatever could change an input makes another name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from compass_agent.bundles import Bundle
+from compass_agent.models import ModelStore
+from compass_shared.errors import MessageError
+from compass_shared.files import write_atomically
+from compass_shared.framing import decode_value, encode_value
+from compass_shared.values import Example
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = "inputs"
+
+
+def load_examples(bundle: Bundle, split: str, store: ModelStore) -> Sequence[Example]:
+    """The labelled inputs of one split, from the cache where they are.
+
+    Sets that cannot be framed (too large, or not of values) are made anew each time.
+
+    Raises:
+        ConfigError: If there is no such split, or what makes it fails.
+        ModelLoadError: If an asset cannot be had.
+    """
+    path = store.cache.root / _FOLDER / f"{_key(bundle, split)}.msgpack"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that want the same set wait for the first to make it; the lock ends with the process.
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = _read(path)
+        if kept is not None:
+            return kept
+        examples = bundle.examples(split, store)
+        _keep(path, examples)
+        # Read back, so that the first process sees what all later ones do: lists where there were tuples.
+        return _read(path) or examples
+
+
+def _key(bundle: Bundle, split: str) -> str:
+    inputs = bundle.pipeline.inputs
+    assets = (
+        {}
+        if inputs is None
+        else {name: bundle.pipeline.models[m].sha256 for name, m in inputs.assets.items()}
+    )
+    parts: list[Any] = [
+        bundle.pipeline.digest,
+        bundle.code_sha256,
+        _data_sha256(bundle.folder),
+        assets,
+        split,
+    ]
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def _data_sha256(folder: Path) -> str:
+    """Digest of the bundle's small files that are no code: a corpus, labels."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".md"}:
+            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> list[Example] | None:
+    try:
+        rows = cast("list[Any]", decode_value(path.read_bytes()))
+        return [Example(*row) for row in rows]
+    except FileNotFoundError:
+        return None
+    except (OSError, MessageError, TypeError) as error:
+        logger.warning("inputs kept in %s are made anew: %s", path, error)
+        return None
+
+
+def _keep(path: Path, examples: Sequence[Example]) -> None:
+    try:
+        write_atomically(path, encode_value([list(example) for example in examples]))
+    except (MessageError, OSError) as error:
+        logger.info("inputs are not kept: %s", error)
