@@ -7,6 +7,7 @@ import msgspec
 
 from compass_shared import messages
 from compass_shared.errors import MessageError
+from compass_shared.framing import check_bounds
 from compass_shared.topics import Kind
 
 MAX_MESSAGE_BYTES = 128 * 1024
@@ -76,6 +77,7 @@ def _unpack(payload: bytes) -> dict[str, object]:
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageError(f"{len(payload)} bytes are more than {MAX_MESSAGE_BYTES}")
     try:
+        check_bounds(payload)
         body = msgpack.unpackb(
             payload,
             raw=False,

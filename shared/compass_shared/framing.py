@@ -51,7 +51,7 @@ def encode_value(value: Value) -> bytes:
     if len(payload) > MAX_FRAME_BYTES:
         raise MessageError(f"a value of {len(payload)} bytes is larger than {MAX_FRAME_BYTES}")
     try:
-        _check_bounds(payload)
+        check_bounds(payload)
     except ValueError as error:
         raise MessageError(f"cannot be framed: {error}") from error
     return payload
@@ -69,7 +69,7 @@ def decode_value(payload: bytes) -> Value:
     if len(payload) > MAX_FRAME_BYTES:
         raise MessageError(f"{len(payload)} bytes are more than {MAX_FRAME_BYTES}")
     try:
-        _check_bounds(payload)
+        check_bounds(payload)
         return cast(
             "Value",
             msgpack.unpackb(
@@ -134,7 +134,7 @@ _SIZES = (
 _HEADS = [tuple(_head_of(first)) for first in range(256)]
 
 
-def _check_bounds(payload: bytes) -> None:
+def check_bounds(payload: bytes) -> None:
     """Walk over a frame without building anything of it.
 
     Raises:

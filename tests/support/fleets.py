@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,6 +31,7 @@ from compass_shared.query import Query, Slo
 from compass_shared.site import Prices, Tier
 from compass_shared.topics import Topics, parse
 from compass_shared.transport import (
+    Connected,
     InMemoryBroker,
     InMemoryTransport,
     Received,
@@ -41,6 +43,8 @@ from support.brokers import Mosquitto
 from support.bundles import tiny_accuracy, write_tiny_bundle
 
 Wanted = TypeVar("Wanted")
+
+_NUMBERS = itertools.count()
 
 PATIENCE_S = 30.0
 """For what has to happen; on a quiet machine each takes well under two seconds."""
@@ -139,6 +143,31 @@ async def until(condition: Callable[[], object], what: str, patience_s: float = 
     while not condition():
         assert time.monotonic() < end_s, f"waited in vain for: {what}"
         await asyncio.sleep(0.005)
+
+
+async def retained_at(broker: Broker, root: str) -> dict[str, bytes]:
+    """What a broker retains at a topic and below: topic -> payload."""
+    found: dict[str, bytes] = {}
+    heard: set[str] = set()
+
+    def hear(event: TransportEvent) -> None:
+        match event:
+            case Connected():
+                transport.publish(marker, b"now")
+            case Received(retained=True):
+                found[event.topic] = event.payload
+            case Received():
+                heard.add(event.topic)
+
+    # What is retained comes before what was said after the subscription.
+    marker = f"{root}/marker-{next(_NUMBERS)}"
+    transport = broker.transport(f"reader-{next(_NUMBERS)}", [f"{root}/#"], None)
+    transport.start(hear)
+    try:
+        await until(lambda: marker in heard, "an echo")
+    finally:
+        await transport.close()
+    return found
 
 
 class Ear:
@@ -251,7 +280,6 @@ class FleetRig:
         self.notes: list[str] = []
         """What coordinators noted."""
         self._running: list[AgentShell | CoordinatorShell | Ear] = []
-        self._ears = 0
 
     async def worker(self, name: str = "edge", **settings: Any) -> AgentShell:
         """Start a worker that costs nothing."""
@@ -313,22 +341,14 @@ class FleetRig:
 
     def ear(self) -> Ear:
         """Listen in."""
-        self._ears += 1
-        ear = Ear(self, f"ear-{self._ears}")
+        ear = Ear(self, f"ear-{next(_NUMBERS)}")
         ear.start()
         self._running.append(ear)
         return ear
 
     async def retained(self) -> dict[str, bytes]:
         """What the broker retains of this fleet now."""
-        ear = self.ear()
-        # What is retained comes before what was said after the subscription.
-        marker = f"compass/1/{self.name}/marker"
-        await until(lambda: ear.retained, "retained state")
-        ear.say(marker, b"now")
-        await until(lambda: any(event.topic == marker for event in ear.heard), "an echo")
-        await self.stop(ear)
-        return ear.retained
+        return await retained_at(self.broker, f"compass/1/{self.name}")
 
     async def stop(self, member: AgentShell | CoordinatorShell | Ear) -> None:
         """Stop one member in order."""

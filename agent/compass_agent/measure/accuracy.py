@@ -31,6 +31,7 @@ from compass_agent.operators import OperatorHost
 from compass_agent.runtimes import available_runtimes
 from compass_shared import __version__
 from compass_shared.errors import ConfigError, ProfileError
+from compass_shared.files import write_atomically
 from compass_shared.model_cache import ModelCache
 from compass_shared.pipeline import Config, Pipeline
 from compass_shared.profile import Accuracy, AccuracyTable
@@ -85,12 +86,14 @@ def measure_accuracy(
         The table, and the result of every input in the input set's order.
 
     Raises:
-        ConfigError: The bundle has no such split or no metric.
-        ProfileError: The progress file is of another measurement.
+        ConfigError: The bundle has no such split or no metric, or there is nothing to measure.
+        ProfileError: The progress file is of another measurement, or the metric fails.
     """
     bundle = load_bundle(bundle_folder)
     chosen = list(bundle.pipeline.configs()) if configs is None else list(configs)
     names = _input_names(bundle, cache_root, split)[:limit]
+    if not names or not chosen:
+        raise ConfigError("nothing to measure: give at least one input and one config", field="inputs.splits")
     header = _header(bundle, split, chosen)
     results = _resume(progress_file, header)
     todo = [index for index, name in enumerate(names) if name not in results]
@@ -102,7 +105,8 @@ def measure_accuracy(
             results[result.name] = result
             spent_s = time.monotonic() - started_s
             left_s = spent_s / done * (len(todo) - done)
-            on_progress(Progress(done=len(results), total=len(names), spent_s=spent_s, remaining_s=left_s))
+            finished = len(names) - len(todo) + done
+            on_progress(Progress(done=finished, total=len(names), spent_s=spent_s, remaining_s=left_s))
     ordered = [results[name] for name in names]
     return _table(bundle, split, chosen, ordered), ordered
 
@@ -115,7 +119,11 @@ def _input_names(bundle: Bundle, cache_root: Path, split: str) -> list[str]:
     if split not in bundle.pipeline.inputs.splits:
         known = ", ".join(bundle.pipeline.inputs.splits)
         raise ConfigError(f"there is no split {split!r}; there are {known}", field="inputs.splits")
-    return [example.name for example in bundle.examples(split, ModelStore(ModelCache(cache_root)))]
+    names = [example.name for example in bundle.examples(split, ModelStore(ModelCache(cache_root)))]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"two inputs are called {twice!r}", file=bundle.folder, field="inputs.function")
+    return names
 
 
 def _header(bundle: Bundle, split: str, configs: Sequence[Config]) -> _Header:
@@ -157,22 +165,24 @@ class _append:  # noqa: N801  # reads as the verb it is in `with`
     """Appends results to a progress file, each flushed to disk before the next."""
 
     def __init__(self, path: Path, header: _Header, kept: Mapping[str, InputResult]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb")
-        self._line(header)
-        for result in kept.values():
-            self._line(result)
+        # Without what was cut short; and a run that is stopped right here has lost nothing.
+        write_atomically(path, b"".join(map(_line, (header, *kept.values()))))
+        self._file = path.open("ab")
 
     def __enter__(self) -> Callable[[InputResult], None]:
-        return self._line
+        return self._append
 
     def __exit__(self, *_exc: object) -> None:
         self._file.close()
 
-    def _line(self, content: object) -> None:
-        self._file.write(msgspec.json.encode(content) + b"\n")
+    def _append(self, result: InputResult) -> None:
+        self._file.write(_line(result))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _line(content: object) -> bytes:
+    return msgspec.json.encode(content) + b"\n"
 
 
 # --- worker processes -----------------------------------------------------------------------------

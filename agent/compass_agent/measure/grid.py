@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from compass_shared.errors import InferenceError
+from compass_shared.errors import InferenceError, MessageError, ProfileError
 from compass_shared.framing import encode_value
 from compass_shared.pipeline import REQUEST, Config, Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import Example, Value
@@ -75,13 +75,19 @@ class _Work:
         started_s = time.thread_time()
         try:
             value = self.run(operator, inputs, knobs)
-            return _Result(value, digest_of(value))
-        except (InferenceError, MessageError):  # what cannot be framed could not be sent on either
-            self.failures += 1
-            return _Result(None, b"failed", failed=True)
+        except InferenceError:
+            return self._failed()
         finally:
             self.seconds[variant] = self.seconds.get(variant, 0.0) + time.thread_time() - started_s
             self.runs[variant] = self.runs.get(variant, 0) + 1
+        try:
+            return _Result(value, digest_of(value))
+        except MessageError:  # what cannot be framed could not be sent on either
+            return self._failed()
+
+    def _failed(self) -> _Result:
+        self.failures += 1
+        return _Result(None, b"failed", failed=True)
 
 
 def digest_of(value: Value) -> bytes:
@@ -105,6 +111,9 @@ def measure_input(
         example: Input and ground truth.
         run: Runs one operator.
         score: The pipeline's metric, ``score(output, truth) -> [0, 1]``.
+
+    Raises:
+        ProfileError: The metric failed, or gave what is no score.
     """
     work = _Work(run)
     request = _Result(example.value, digest_of(example.value))
@@ -119,7 +128,7 @@ def measure_input(
             scores.append(0.0)
             continue
         if output.digest not in scored:
-            scored[output.digest] = score(output.value, example.truth)
+            scored[output.digest] = _scored(score, output.value, example)
         scores.append(scored[output.digest])
     return InputResult(
         name=example.name,
@@ -129,3 +138,14 @@ def measure_input(
         seconds=work.seconds,
         runs=work.runs,
     )
+
+
+def _scored(score: Callable[[Value, Value], float], output: Value, example: Example) -> float:
+    try:
+        found = float(score(output, example.truth))
+    except Exception as error:  # code of a bundle, which may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        raise ProfileError(f"the metric failed on input {example.name!r}: {problem}") from error
+    if not 0 <= found <= 1:
+        raise ProfileError(f"the metric gave {found} on input {example.name!r}, not a score in [0, 1]")
+    return found

@@ -45,7 +45,8 @@ def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
     for request in requests:
         if request.get("error") is not None or request["source"] != "assigned":
             continue
-        placement = planned[request["query"]]["plan"]["placement"]
+        plan = planned[request["query"]]["plan"]
+        placement = {} if plan is None else plan["placement"]
         ran = [(name, segment["site"]) for segment in request["segments"] for name in segment["operators"]]
         if request["attempts"] == 1 and sorted(ran) != sorted(placement.items()):
             problems.append(
@@ -57,7 +58,8 @@ def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
 def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[str]:
     """Every segment that a device got from a worker was counted there.
 
-    A worker may have counted more: an answer that came after its request had ended is not in any trace.
+    For a query whose requests were given up or tried again a worker may have counted more: an answer that
+    came after its request had ended is not in any trace.
     """
     reported: Counter[tuple[str, str, str]] = Counter()
     for request in requests:
@@ -65,15 +67,17 @@ def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[st
             if segment["site"] in counters:
                 reported.update((segment["site"], request["query"], name) for name in segment["operators"])
     problems = []
-    unanswered = any(
-        request.get("error") is not None or request.get("attempts", 1) > 1 for request in requests
-    )
+    given_up = {
+        request["query"]
+        for request in requests
+        if "latency_s" in request and (request["error"] is not None or request["attempts"] > 1)
+    }
     for (site, query, operator), calls in sorted(reported.items()):
         counted = counters[site].get((query, operator), 0)
-        if counted < calls or (counted > calls and not unanswered):
+        if counted < calls or (counted > calls and query not in given_up):
             problems.append(f"{site} counted {counted} calls of {operator} for {query}, devices {calls}")
     for site, calls_at in counters.items():
         for (query, operator), calls in calls_at.items():
-            if calls and not reported[site, query, operator] and not unanswered:
+            if calls and not reported[site, query, operator] and query not in given_up:
                 problems.append(f"{site} ran {operator} for {query} {calls} times, no device reported it")
     return problems

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from compass_coordinator.demo.accounting import accounting_problems
+from compass_coordinator.demo.accounting import Calls, accounting_problems
 from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_coordinator.demo.children import Children
 from compass_coordinator.demo.clearing import clear_fleet
@@ -41,6 +41,8 @@ class PhaseResult:
     rows: Mapping[str, Served]
     total: PhaseTotal
     requests: tuple[Json, ...]
+    worker_calls: Mapping[str, Calls]
+    """Worker -> how often it ran each (query, operator), as it counted itself."""
     overruns: int
     problems: tuple[str, ...]
     """What did not add up; see ``accounting``."""
@@ -125,6 +127,7 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         await stage.serve(phase, seconds)
     after = await stage.counters()
     counted = {name: count.since(before.get(name)) for name, count in after.items()}
+    calls = {name: count.calls for name, count in counted.items()}
     rows = rows_of(stage.queries, state)
     requests = tuple(state.requests)
     return PhaseResult(
@@ -133,13 +136,10 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         rows=rows,
         total=phase_total(phase, stage.queries, rows, planned["queries"], seconds),
         requests=requests,
+        worker_calls=calls,
         overruns=sum(event["overruns"] for event in state.served.values())
         + sum(count.overruns for count in counted.values()),
-        problems=tuple(
-            accounting_problems(
-                requests, planned["queries"], {name: count.calls for name, count in counted.items()}
-            )
-        ),
+        problems=tuple(accounting_problems(requests, planned["queries"], calls)),
     )
 
 
@@ -217,6 +217,7 @@ def document_of(result: DemoResult) -> dict[str, Any]:
                 "total": msgspec.to_builtins(phase.total),
                 "queries": {name: msgspec.to_builtins(row) for name, row in phase.rows.items()},
                 "planned": phase.planned,
+                "worker_calls": {name: _by_query(calls) for name, calls in phase.worker_calls.items()},
                 "overruns": phase.overruns,
                 "accounting_problems": list(phase.problems),
                 "requests": list(phase.requests),
@@ -224,6 +225,13 @@ def document_of(result: DemoResult) -> dict[str, Any]:
             for phase in result.phases
         ],
     }
+
+
+def _by_query(calls: Calls) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (query, operator), count in sorted(calls.items()):
+        nested.setdefault(query, {})[operator] = count
+    return nested
 
 
 def write_document(path: Path, result: DemoResult) -> None:
