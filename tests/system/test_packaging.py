@@ -61,7 +61,7 @@ def registry() -> None:
     # No such version exists: whoever answers lists those that do, and nothing is downloaded.
     asked = run(sys.executable, "-m", "pip", "download", "--no-deps", "--dest", os.devnull, "msgspec==0")
     if not re.search(r"from versions: \d", asked.stderr):
-        pytest.skip(f"no package registry is reachable: {asked.stderr.strip()[-200:]}")
+        pytest.skip("pip reaches no package registry: it finds no release of msgspec")
 
 
 @pytest.fixture(scope="module")
