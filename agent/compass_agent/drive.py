@@ -83,7 +83,8 @@ def arrivals(query: Query, *, seconds: float, seed: int, groups: Sequence[str]) 
             requests see every group in proportion.
     """
     rng = random.Random(f"{seed}/{query.name}")  # noqa: S311  # a repeatable draw, not a secret
-    order = _in_turns(groups, rng)
+    # Of its own, so that when requests come does not depend on what they carry.
+    order = _in_turns(groups, random.Random(f"{seed}/{query.name}/inputs"))  # noqa: S311
     found: list[Arrival] = []
     at_s = rng.expovariate(query.rate_hz)
     while at_s < seconds:

@@ -45,6 +45,12 @@ def test_arrivals_follow_from_seed_and_name() -> None:
     assert arrivals(_query(weight=3.0), seconds=60, seed=1, groups=GROUPS) == first
 
 
+def test_when_requests_come_does_not_depend_on_what_they_carry() -> None:
+    many = [arrival.at_s for arrival in arrivals(QUERY, seconds=60, seed=1, groups=GROUPS)]
+    one = [arrival.at_s for arrival in arrivals(QUERY, seconds=60, seed=1, groups=["only"])]
+    assert many == one
+
+
 def test_a_longer_phase_begins_like_a_shorter_one() -> None:
     short = arrivals(QUERY, seconds=20, seed=1, groups=GROUPS)
     long = arrivals(QUERY, seconds=60, seed=1, groups=GROUPS)
