@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from compass_agent.bundles import Bundle, load_bundle
+from compass_agent.inputs import load_examples
 from compass_agent.measure.grid import InputResult, measure_input
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
@@ -119,7 +120,7 @@ def _input_names(bundle: Bundle, cache_root: Path, split: str) -> list[str]:
     if split not in bundle.pipeline.inputs.splits:
         known = ", ".join(bundle.pipeline.inputs.splits)
         raise ConfigError(f"there is no split {split!r}; there are {known}", field="inputs.splits")
-    names = [example.name for example in bundle.examples(split, ModelStore(ModelCache(cache_root)))]
+    names = [example.name for example in load_examples(bundle, split, ModelStore(ModelCache(cache_root)))]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"two inputs are called {twice!r}", file=bundle.folder, field="inputs.function")
@@ -199,7 +200,7 @@ def _start_worker(folder: Path, cache_root: Path, split: str, configs: Sequence[
         bundle=bundle,
         configs=configs,
         host=host,
-        examples=bundle.examples(split, store),
+        examples=load_examples(bundle, split, store),
         score=bundle.metric(),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -63,7 +64,7 @@ def query_table(
         table.add_row(
             query.name,
             f"{query.rate_hz:g}",
-            decision["line"] or f"[dim]refused: {decision['refusal']}[/dim]",
+            escape(decision["line"] or f"refused: {decision['refusal']}"),
             _three(slo.latency_p95_s, estimate.get("latency_p95_s"), row.latency_p95_s, 1e3, 0),
             _three(slo.accuracy, estimate.get("accuracy"), row.accuracy, 1, 2),
             _three(slo.cost_usd_per_1000, estimate.get("cost_usd_per_1000"), row.cost_usd_per_1000, 1e3, 2),
@@ -106,7 +107,9 @@ def accuracy_table(checks: Sequence[Json]) -> RenderableType:
     table.add_column("profile", justify="right")
     table.add_column("now", justify="right")
     for check in checks:
-        table.add_row(check["config"], str(check["inputs"]), f"{check['profile']:.4f}", f"{check['now']:.4f}")
+        table.add_row(
+            escape(check["config"]), str(check["inputs"]), f"{check['profile']:.4f}", f"{check['now']:.4f}"
+        )
     return table
 
 
