@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from compass_agent.events import RequestSubmitted, Source
@@ -145,6 +146,8 @@ class AssignmentBook:
             return f"it is for query {assignment.query!r}, not {query!r}"
         if problem := self._pipeline_problem(assignment.pipeline, assignment.digest):
             return problem
+        if not 0 < assignment.deadline_s < math.inf:  # also refuses NaN: every request has to end
+            return f"a deadline of {assignment.deadline_s} s is none"
         pipeline = self._pipelines[assignment.pipeline]
         reached = {self._site, *assignment.workers}
         for plan, sites in ((assignment.plan, reached), (assignment.fallback, {self._site})):

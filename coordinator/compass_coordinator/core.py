@@ -313,6 +313,8 @@ class CoordinatorCore:
         latest = pending.decision if pending is not None else standing.decision if standing else None
         if latest is not None and latest.same_as(decision) and latest.reaches(workers):
             return []
+        if not workers.keys() >= decision.shares.keys():
+            return []  # a worker left since this was planned: the next plan, without it, is on its way
         self._sequence += 1
         epoch = Epoch(coordinator=self._epoch, sequence=self._sequence)
         stamped = decision.stamped(epoch, token=self._new_token(), workers=workers)

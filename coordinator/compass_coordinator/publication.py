@@ -102,6 +102,8 @@ def _decision(problem: Problem, fleet_plan: FleetPlan, query: Query) -> Decision
 
 def _deadline_s(query: Query, fallback: Plan | None) -> float:
     local_s = fallback.estimate.latency_p95_s if fallback is not None and fallback.estimate else 0.0
+    if not math.isfinite(local_s):
+        local_s = 0.0  # a device that cannot keep up has no p95, and a request must end all the same
     slo_s = query.slo.latency_p95_s
     return max(MIN_DEADLINE_S, DEADLINE_SLOS * slo_s, slo_s + 2 * local_s)
 
