@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from compass_agent.bundles import load_bundle
@@ -275,3 +278,22 @@ def test_a_metric_that_fails_in_a_process_is_reported_here(tmp_path: Path) -> No
         file.write("\ndef score(output, truth):\n    raise KeyError('labels')\n")
     with pytest.raises(ProfileError, match="the metric failed on input 'profiling-0': KeyError"):
         bench.measure(limit=1)
+
+
+def test_processes_end_when_the_measurement_is_killed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    data = bench.bundle / "data.py"
+    slow = data.read_text(encoding="utf-8").replace(
+        "def score(output, truth):", "def score(output, truth):\n    import time; time.sleep(600)"
+    )
+    data.write_text(slow, encoding="utf-8")
+    command = [sys.executable, "-m", "compass_agent", "accuracy", str(bench.bundle)]
+    options = ["--out", str(tmp_path / "out.json"), "--cache", str(bench.cache), "--workers", "2"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as parent:
+        watched = psutil.Process(parent.pid)
+        workers: list[psutil.Process] = []
+        while len(workers) < 3:  # two, and the resource tracker
+            workers = watched.children()
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive

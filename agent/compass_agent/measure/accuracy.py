@@ -13,11 +13,12 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ _task: dict[str, Any] = {}
 
 
 def _start_worker(folder: Path, cache_root: Path, split: str, configs: Sequence[Config]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     bundle = load_bundle(folder)
     store = ModelStore(ModelCache(cache_root))
     host = OperatorHost([bundle], store)
@@ -203,6 +205,14 @@ def _start_worker(folder: Path, cache_root: Path, split: str, configs: Sequence[
         examples=load_examples(bundle, split, store),
         score=bundle.metric(),
     )
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, nobody is left to take the result."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _measure_one(index: int) -> InputResult:
