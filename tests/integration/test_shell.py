@@ -22,7 +22,14 @@ from compass_agent.emulate.link import Shape
 from compass_agent.operators import OperatorHost
 from compass_agent.shell import AgentShell
 from compass_shared import codec, topics
-from compass_shared.messages import AckMessage, AssignmentMessage, Message, ShareMessage, WorkerInfo
+from compass_shared.messages import (
+    AckMessage,
+    AssignmentMessage,
+    Message,
+    ShareMessage,
+    StatusMessage,
+    WorkerInfo,
+)
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
 from compass_shared.site import Tier
@@ -65,6 +72,19 @@ class Fleet:
 
     def start(self) -> None:
         self._link.start(self._heard)
+
+    def statuses(self, agent: str) -> list[StatusMessage]:
+        """What an agent says of its presence, from now on."""
+        heard: list[StatusMessage] = []
+
+        def hear(event: TransportEvent) -> None:
+            if isinstance(event, Received):
+                message = codec.decode(Kind.STATUS, event.payload)
+                assert isinstance(message, StatusMessage)
+                heard.append(message)
+
+        InMemoryTransport(self._broker, filters=[TOPICS.agent(Kind.STATUS, agent)]).start(hear)
+        return heard
 
     def say(self, kind: Kind, agent: str, query: str, message: Message | None) -> None:
         payload = b"" if message is None else codec.encode(message)
@@ -119,6 +139,20 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+# --- coming and going -----------------------------------------------------------------------------
+
+
+async def test_a_goodbye_is_of_the_session_that_came_online(fleet: Fleet) -> None:
+    """A status of an earlier session would not count any more: the agent would seem to be there for ever."""
+    heard = fleet.statuses("phone")
+    async with fleet.agent("phone"):
+        await _until(lambda: len(heard) == 1)
+    await _until(lambda: len(heard) == 2)
+    online, offline = heard
+    assert (online.online, offline.online) == (True, False)
+    assert offline.session >= online.session
 
 
 # --- a worker's shares ----------------------------------------------------------------------------
