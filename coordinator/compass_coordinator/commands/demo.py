@@ -78,10 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _interruptible(options: DemoOptions, show: OnState) -> DemoResult:
-    """SIGTERM ends the demo as Ctrl-C does: its processes are stopped first."""
+    """Ctrl-C and SIGTERM end the demo alike: its processes are stopped first."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):  # Python 3.10 does not cancel on SIGINT by itself
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         return await run_demo(options, show)
     except asyncio.CancelledError:
