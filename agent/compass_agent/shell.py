@@ -135,8 +135,16 @@ class AgentShell:
         """Start serving; measuring goes on in the background.
 
         Raises:
+            ConfigError: If the broker's URL is wrong.
             TransportError: If the data plane's address is taken.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
         # Calls to one worker reuse its connections; a request's own deadline bounds each call.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),

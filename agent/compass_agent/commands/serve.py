@@ -37,7 +37,9 @@ def add_parsers(command: Command) -> None:
         "--listen", type=host_port, default=("127.0.0.1", 8470), metavar="HOST:PORT", help="data plane"
     )
     worker.add_argument("--address", metavar="URL", help="base URL under which others reach the data plane")
-    worker.add_argument("--tier", type=Tier, choices=[Tier.EDGE, Tier.CLOUD], default=Tier.EDGE)
+    worker.add_argument(
+        "--tier", type=Tier, choices=[Tier.EDGE, Tier.CLOUD], default=Tier.EDGE, metavar="{edge,cloud}"
+    )
     worker.set_defaults(run=_run)
 
 

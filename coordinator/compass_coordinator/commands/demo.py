@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import signal
 import sys
 import tempfile
@@ -94,8 +95,12 @@ def _options(args: argparse.Namespace, work: Path) -> DemoOptions:
     phases = tuple(args.policies.split(","))
     if unknown := [phase for phase in phases if phase not in POLICIES]:
         raise ConfigError(f"{unknown[0]!r} is not one of {', '.join(POLICIES)}", field="--policies")
-    if args.seconds <= 0 or args.rate_factor <= 0:
-        raise ConfigError("must be positive", field="--seconds" if args.seconds <= 0 else "--rate-factor")
+    for option in ("seconds", "rate_factor", "measure_seconds"):
+        if not 0 < (value := getattr(args, option)) < math.inf:
+            raise ConfigError(f"{value} must be a positive number", field=f"--{option.replace('_', '-')}")
+    for option in ("check", "profile_now"):
+        if (count := getattr(args, option)) < 0:
+            raise ConfigError(f"{count} must not be negative", field=f"--{option.replace('_', '-')}")
     return DemoOptions(
         bundle=bundle,
         fleet_file=args.fleet or bundle / "fleet.toml",

@@ -40,10 +40,15 @@ def load_planned(
         z: How many standard errors below its mean an accuracy is taken to be.
 
     Raises:
-        ConfigError: If a pipeline file is wrong, or a pipeline has no table.
+        ConfigError: If a pipeline file is wrong, two are of one pipeline, or a pipeline has no table.
         ProfileError: If a table is of another pipeline or other models.
     """
-    pipelines = {pipeline.name: pipeline for pipeline in map(load_pipeline, bundles)}
+    pipelines: dict[str, Pipeline] = {}
+    for folder in bundles:
+        pipeline = load_pipeline(folder)
+        if pipeline.name in pipelines:
+            raise ConfigError(f"two bundles bring pipeline {pipeline.name!r}", file=folder)
+        pipelines[pipeline.name] = pipeline
     tables: dict[str, AccuracyTable] = {}
     for file in accuracy_files:
         table = load_accuracy(file)
