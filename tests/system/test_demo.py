@@ -141,8 +141,6 @@ def models() -> None:
 @pytest.mark.usefixtures("models")
 def test_the_demo_on_read_text(tmp_path: Path) -> None:
     options = ["--seconds", "5", "--policies", "compass,device", "--plain"]
-    if not (profiled := (READ_TEXT / "profile" / "accuracy.json").exists()):
-        options += ["--profile-now", "4"]
     document = run_to_the_end(options, tmp_path)
     check_document(document, READ_TEXT / "fleet.toml", ["compass", "device"])
     compass, device = document["phases"]
@@ -152,11 +150,10 @@ def test_the_demo_on_read_text(tmp_path: Path) -> None:
     for said in device["planned"]["queries"].values():
         if said["plan"] is not None:
             assert set(said["plan"]["placement"].values()) == {said["query"]["origin"]}
-    if profiled:
-        checks = document["accuracy_checks"]
-        assert len(checks) == 4
-        assert all(check["inputs"] > 0 for check in checks)
-        assert all(check["now"] == pytest.approx(check["profile"], abs=0.05) for check in checks)
+    checks = document["accuracy_checks"]
+    assert len(checks) == 4
+    assert all(check["inputs"] > 0 for check in checks)
+    assert all(check["now"] == pytest.approx(check["profile"], abs=0.05) for check in checks)
 
 
 # --- a tiny bundle, which needs nothing from anywhere ---------------------------------------------
