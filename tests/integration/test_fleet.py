@@ -15,6 +15,7 @@ import pytest
 from compass_agent.events import Source
 from compass_agent.measure import network
 from compass_coordinator import core as coordinator_core
+from compass_coordinator import shell as coordinator_shell
 from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_shared import codec
 from compass_shared.messages import (
@@ -82,6 +83,8 @@ async def fleet(
     # Loopback needs no long transfers, and a fleet of two settles sooner than a real one.
     monkeypatch.setattr(network, "_TRANSFER_S", 0.002)
     monkeypatch.setattr(coordinator_core, "SETTLE_S", 0.1)
+    monkeypatch.setattr(coordinator_shell, "RETAINED_QUIET_S", 0.3)
+    monkeypatch.setattr(coordinator_shell, "TICK_S", 0.02)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-60:].strip("-")
     rig = FleetRig(tmp_path, broker, name)
     try:
