@@ -123,7 +123,7 @@ def run_segment(
     return SegmentResult(
         values={name: made[name] for name in exports},
         timings=tuple(
-            OperatorTiming(operator=step.name, wall_s=done.wall_s, cpu_s=done.cpu_s)
+            OperatorTiming(operator=step.name, wall_s=done.wall_s, cpu_s=done.cpu_s, device_s=done.device_s)
             for step, done in zip(steps, paced, strict=True)
         ),
         busy_s=sum(done.busy_s for done in paced),

@@ -34,6 +34,11 @@ class Paced(Generic[Result]):
     overrun_s: float
     """How much longer than ``busy_s`` an emulated call took; 0 where nothing is emulated."""
 
+    @property
+    def device_s(self) -> float:
+        """Time that the machine needs: what a busy neighbour adds to an emulated call is not the device's."""
+        return self.wall_s - self.overrun_s
+
 
 class Pace:
     """Runs calls at the speed of the machine that is emulated; any number of threads may use it at once.

@@ -53,6 +53,8 @@ class OperatorTiming:
     operator: str
     wall_s: float
     cpu_s: float
+    device_s: float
+    """Time that the machine needs for it: ``wall_s``, without the overruns of an emulated one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

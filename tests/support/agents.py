@@ -114,7 +114,9 @@ def done(run: ev.RunSegment, values: Mapping[str, Value] | None = None) -> ev.Se
         attempt=run.attempt,
         segment=run.segment.index,
         values=made if values is None else values,
-        timings=tuple(OperatorTiming(operator=op, wall_s=0.1, cpu_s=0.1) for op in run.segment.operators),
+        timings=tuple(
+            OperatorTiming(operator=op, wall_s=0.1, cpu_s=0.1, device_s=0.1) for op in run.segment.operators
+        ),
         wait_s=0.01,
         wall_s=0.2,
         sent_bytes=0 if run.worker is None else 1000,

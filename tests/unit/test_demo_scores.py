@@ -36,7 +36,7 @@ LOCAL = {
     "site": "phone",
     "operators": ["a"],
     "wall_s": 0.11,
-    "timings": [{"wall_s": 0.1}],
+    "timings": [{"device_s": 0.1}],
     "sent_bytes": 0,
     "received_bytes": 0,
 }
@@ -44,7 +44,7 @@ REMOTE = {
     "site": "cloud",
     "operators": ["b", "c"],
     "wall_s": 0.25,
-    "timings": [{"wall_s": 0.1}, {"wall_s": 0.05}],
+    "timings": [{"device_s": 0.1}, {"device_s": 0.05}],
     "sent_bytes": 20_000,
     "received_bytes": 1_000,
 }

@@ -2,13 +2,16 @@
 
 Each round takes one example of the bundle's input set and a config drawn at random, runs the pipeline once
 with it, and then every variant of every operator on what that run left upstream of it. So each variant
-sees the spread of inputs, and of upstream choices, that requests will bring. Rounds go on until there are
-enough or the time is up; at least ``MIN_ROUNDS`` are made. Before them every variant runs once, unmeasured,
-so that models are loaded and warm.
+sees the spread of inputs, and of upstream choices, that requests will bring. A variant whose mean is known
+well enough is left out of later rounds unless something below it needs its output: a detector takes the same
+time on every page and is done soon, a recogniser's time goes with the lines of text and needs many pages.
+Rounds go on until every mean is known, or the time is up; at least ``MIN_ROUNDS`` are made. Before them every
+variant runs once, unmeasured, so that models are loaded and warm.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +28,9 @@ from compass_shared.pipeline import REQUEST, Knobs, Operator, Pipeline, variant_
 from compass_shared.profile import OperatorProfile, SiteProfile
 from compass_shared.values import Example, Value
 
-MIN_ROUNDS = 3
+MIN_ROUNDS = 4
+SETTLED_REL_SE = 0.04
+"""A mean is known well enough when its standard error is this small beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,14 @@ class _Samples:
     lasted_s: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the mean is known well enough."""
+        count = len(self.lasted_s)
+        if count < MIN_ROUNDS:
+            return False
+        return math.sqrt(_variance(self.lasted_s) / count) <= SETTLED_REL_SE * float(np.mean(self.lasted_s))
+
 
 def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     host: OperatorHost,
@@ -53,7 +66,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     clock: Clock,
     rng: random.Random,
     budget_s: float = 20.0,
-    max_rounds: int = 12,
+    max_rounds: int = 60,
     emulated: str | None = None,
     on_progress: Callable[[SpeedProgress], None] = lambda _progress: None,
 ) -> SiteProfile:
@@ -68,7 +81,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         clock: For the time budget.
         rng: Draws examples and upstream configs.
         budget_s: No round is started after this time, once there are ``MIN_ROUNDS``.
-        max_rounds: Enough rounds.
+        max_rounds: Enough rounds, whatever is known by then.
         emulated: Name of the emulated device profile, for the record.
         on_progress: Called after every round.
 
@@ -87,7 +100,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         _round(host, pipeline, example, pace, rng, samples)
         spent_s = clock.now_s() - started_s
         on_progress(SpeedProgress(rounds=done, max_rounds=len(drawn), spent_s=spent_s))
-        if done >= MIN_ROUNDS and spent_s >= budget_s:
+        if done >= MIN_ROUNDS and (spent_s >= budget_s or all(found.settled for found in samples.values())):
             break
     return SiteProfile(
         site=site,
@@ -124,13 +137,15 @@ def _round(
         variants = list(operator.variants())
         taken = rng.randrange(len(variants))
         for index, knobs in enumerate(variants):
+            found = samples.setdefault(variant_key(operator.name, knobs), _Samples())
+            if found.settled and index != taken:
+                continue
             result = _run(host, pipeline, operator, knobs, upstream, pace)
             if result is None:
                 if index == taken:
                     return  # nothing below can run on this example
                 continue
             value, lasted_s = result
-            found = samples.setdefault(variant_key(operator.name, knobs), _Samples())
             found.lasted_s.append(lasted_s)
             found.sizes.append(framed_size(value))
             if index == taken:
@@ -152,15 +167,14 @@ def _run(
         done = pace.run(operator.speed_class, partial(call, inputs))
     except InferenceError:
         return None
-    # A busy neighbour can make an emulated call overrun; that is not the device's time.
-    return done.value, done.busy_s if pace.slowdown(operator.speed_class) > 1 else done.wall_s
+    return done.value, done.device_s
 
 
 def _complete(pipeline: Pipeline, samples: Mapping[str, _Samples]) -> Mapping[str, _Samples]:
     for operator in pipeline.operators:
         for knobs in operator.variants():
             key = variant_key(operator.name, knobs)
-            if key not in samples:
+            if key not in samples or not samples[key].lasted_s:
                 raise ProfileError(f"{key} failed on every input it was measured with")
     return samples
 

@@ -81,7 +81,7 @@ def request_cost_usd(request: Json, sites: Json, origin: str) -> float:
     """What one request cost: compute at every site's price, and the bytes that left each site."""
     cost: float = 0.0
     for segment in request["segments"]:
-        compute_s = float(sum(timing["wall_s"] for timing in segment["timings"]))
+        compute_s = float(sum(timing["device_s"] for timing in segment["timings"]))
         site = sites[segment["site"]]
         cost += compute_s * float(site["compute_s_usd"])
         cost += segment["sent_bytes"] * float(sites[origin]["egress_byte_usd"])
