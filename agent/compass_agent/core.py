@@ -65,6 +65,9 @@ class _Counters:
         )
 
 
+MAX_DEADLINE_S = 86_400.0
+"""Longest that a request may be allowed."""
+
 NOBODY = -1
 """Below every coordinator epoch."""
 
@@ -318,6 +321,14 @@ class AgentCore:
         check_query(query)
 
     def _request_submitted(self, event: ev.RequestSubmitted, now_s: float) -> list[ev.Action]:
+        if event.deadline_s is not None and not 0 <= event.deadline_s <= MAX_DEADLINE_S:
+            raise ConfigError(
+                f"{event.deadline_s} must lie between 0 and {MAX_DEADLINE_S:g} s", field="deadline_s"
+            )
+        known = {*self._queries, *self._book.in_force}
+        if event.query is not None and known and event.query not in known:
+            names = ", ".join(sorted(known))
+            raise ConfigError(f"no query is called {event.query!r} here; there are {names}", field="query")
         routes, deadline_s = self._book.routes(event)
         return self._requests.start(
             event.request,

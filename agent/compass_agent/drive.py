@@ -26,9 +26,9 @@ import msgspec
 from compass_agent.bundles import Bundle
 from compass_agent.events import Outcome, QueryDeclared
 from compass_agent.inputs import load_examples
-from compass_agent.notices import Notice
 from compass_agent.shell import AgentShell
 from compass_shared.errors import CompassError, MessageError
+from compass_shared.notices import Notice
 from compass_shared.query import Query
 from compass_shared.values import Example
 

@@ -15,13 +15,13 @@ from compass_agent.inputs import load_examples
 from compass_agent.measure.network import measure_link
 from compass_agent.measure.speed import SpeedProgress, measure_speed
 from compass_agent.models import ModelStore
-from compass_agent.notices import Notice, OnNotice
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
 from compass_shared.clock import Clock
 from compass_shared.errors import TransportError
 from compass_shared.messages import LinkReport, WorkerInfo
+from compass_shared.notices import Notice, OnNotice
 from compass_shared.profile import SiteProfile
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Measuring:
         loop = asyncio.get_running_loop()
 
         def progress(now: SpeedProgress) -> None:
-            data = {"pipeline": pipeline, "rounds": now.rounds, "max_rounds": now.max_rounds}
+            data = {"pipeline": pipeline, "settled": now.settled, "variants": now.variants}
             loop.call_soon_threadsafe(self._notice, Notice(kind="measuring", data=data))
 
         async with self._lock:

@@ -30,7 +30,7 @@ BURST_S = 5.0
 """What a full bucket holds, in seconds of the share..."""
 BURST_REQUESTS = 16
 """...and at least in planned requests."""
-GRACE_S = 10.0
+GRACE_S = 30.0
 """How long calls under the share before the current one are still served: they were under way."""
 
 _NEWEST = 0.1

@@ -33,7 +33,6 @@ from compass_agent.inbox import event_of
 from compass_agent.measure.telemetry import read_telemetry
 from compass_agent.measuring import Measuring
 from compass_agent.models import ModelStore
-from compass_agent.notices import Notice, OnNotice
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
@@ -47,6 +46,7 @@ from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import BackendError, CompassError, ConfigError, MessageError, TransportError
 from compass_shared.messages import ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
+from compass_shared.notices import Notice, OnNotice, safely
 from compass_shared.pipeline import variant_key
 from compass_shared.site import Tier
 from compass_shared.topics import Kind, Topics
@@ -81,7 +81,7 @@ class AgentShell:
     ) -> None:
         self.config = config
         self._clock = clock or MonotonicClock()
-        self._notice = on_notice
+        self._notice = safely(on_notice)
         bundles = [load_bundle(folder) for folder in config.bundles]
         self.bundles = {bundle.pipeline.name: bundle for bundle in bundles}
         self.store = ModelStore(ModelCache(config.cache_root))
@@ -123,8 +123,8 @@ class AgentShell:
         """Set once a coordinator was heard, and with it who else has models."""
         self._waiting: dict[str, asyncio.Future[ev.Outcome]] = {}
         """Request -> who waits for its outcome."""
-        self._deadlines: dict[str, list[Deadline]] = {}
-        """Request -> deadlines of its local segments, to be given up when it ends."""
+        self._deadlines: dict[str, list[tuple[int, Deadline]]] = {}
+        """Request -> (attempt, deadline) of its local segments, to be given up with their attempt."""
         self._timers: dict[str, list[asyncio.TimerHandle]] = {}
         self.overruns = 0
         self._closed = False
@@ -259,6 +259,9 @@ class AgentShell:
             case ev.Send():
                 self._publish(action)
             case ev.RunSegment():
+                for attempt, deadline in self._deadlines.get(action.request, ()):
+                    if attempt < action.attempt:
+                        deadline.give_up()
                 self._spawn(self._run_segment(action), f"segment {action.request}")
             case ev.Later():
                 loop = asyncio.get_running_loop()
@@ -315,7 +318,7 @@ class AgentShell:
     def _finish(self, outcome: ev.Outcome) -> None:
         for handle in self._timers.pop(outcome.request, ()):
             handle.cancel()
-        for deadline in self._deadlines.pop(outcome.request, ()):
+        for _, deadline in self._deadlines.pop(outcome.request, ()):
             deadline.give_up()
         future = self._waiting.get(outcome.request)
         if future is not None and not future.done():
@@ -383,7 +386,7 @@ class AgentShell:
 
     async def _run_here(self, action: ev.RunSegment) -> ev.SegmentDone:
         deadline = Deadline(f"request {action.request}", action.deadline_s, clock=self._clock)
-        self._deadlines.setdefault(action.request, []).append(deadline)
+        self._deadlines.setdefault(action.request, []).append((action.attempt, deadline))
         call: Callable[[], SegmentResult] = partial(
             run_segment,
             self.host,
@@ -425,7 +428,10 @@ class AgentShell:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._peers_known.wait(), PEERS_PATIENCE_S)
         for name in self.bundles:
-            await self._measuring.operators(name)
+            try:
+                await self._measuring.operators(name)
+            except CompassError as error:  # the other pipelines are measured all the same
+                logger.warning("pipeline %s could not be measured: %s", name, error)
             self._report()
 
     async def _measure_links(self, workers: Mapping[str, WorkerInfo]) -> None:

@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is not None and "demo" in arguments[:2]:
+            extra = "demo"
         if extra is None:
             raise
         print(

@@ -27,6 +27,7 @@ from compass_shared.messages import (
     PipelineMessage,
     WorkerInfo,
 )
+from compass_shared.names import is_name
 from compass_shared.plan import Epoch
 from compass_shared.query import check_query
 from compass_shared.topics import Kind
@@ -39,6 +40,8 @@ REJOIN_S = 0.5
 """After a broken connection what is retained is read first: a newer coordinator may be in charge by now."""
 SHARE_TIMEOUT_S = 20.0
 """A worker that has not taken its share by then does not serve the query."""
+RETRY_S = 30.0
+"""What a worker refused, or was too late for, is planned again after this time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +99,8 @@ class CoordinatorCore:
         self._planning: int | None = None
         """Version that is being planned."""
         self._version = 0
+        self._retry_s: float | None = None
+        """When to plan again what a worker did not take."""
         self._standing: dict[str, _Standing] = {}
         """Query -> what is published."""
         self._pending: dict[str, _Pending] = {}
@@ -227,7 +232,11 @@ class CoordinatorCore:
 
     def _on_telemetry(self, event: ev.AgentTelemetry, _now_s: float) -> list[ev.Action]:
         self._fleet.agent(event.agent).telemetry = event.telemetry
-        return []
+        if not self._started:
+            return []
+        # An agent that was away when its query was withdrawn cannot tell: nothing retained says nothing.
+        gone = sorted(set(event.telemetry.epochs) - set(self._fleet.queries) - set(self._standing))
+        return [_clear(Kind.ASSIGNMENT, event.agent, query) for query in gone if is_name(query)]
 
     def _on_refused(self, event: ev.MessageRefused, _now_s: float) -> list[ev.Action]:
         self.refused_messages += 1
@@ -264,6 +273,7 @@ class CoordinatorCore:
             self._epoch = max(self._epoch, event.epoch.coordinator)
         if event.kind is Kind.ASSIGNMENT:
             self._standing.setdefault(event.query, _Standing(agent=event.agent))
+            self._standing[event.query].agent = event.agent
         else:
             # A share alone does not name its query's origin; the assignment does.
             standing = self._standing.setdefault(event.query, _Standing(agent=""))
@@ -341,7 +351,7 @@ class CoordinatorCore:
                 actions.append(_send_assignment(query, standing.decision))
         return actions
 
-    def _on_ack(self, event: ev.AgentAck, _now_s: float) -> list[ev.Action]:
+    def _on_ack(self, event: ev.AgentAck, now_s: float) -> list[ev.Action]:
         ack = event.ack
         pending = self._pending.get(ack.query)
         notes: list[ev.Action] = []
@@ -354,6 +364,7 @@ class CoordinatorCore:
         if event.agent not in pending.waiting:
             return notes  # it was not asked
         if not ack.taken:
+            self._retry_s = now_s + RETRY_S
             return notes + self._without_plan(ack.query, f"worker {event.agent!r} refused: {ack.reason}")
         pending.waiting.discard(event.agent)
         return notes + self._release(ack.query)
@@ -382,11 +393,15 @@ class CoordinatorCore:
         return self._release(query)
 
     def _give_up_on_workers(self, now_s: float) -> list[ev.Action]:
+        if self._retry_s is not None and now_s >= self._retry_s:
+            self._retry_s = None
+            self._mark(now_s)
         late = [q for q, p in self._pending.items() if now_s - p.since_s >= SHARE_TIMEOUT_S]
         actions: list[ev.Action] = []
         for query in late:
             names = ", ".join(sorted(self._pending[query].waiting))
             actions.append(ev.Note(text=f"query {query!r}: no answer from {names}", serious=True))
+            self._retry_s = now_s + RETRY_S
             actions.extend(self._without_plan(query, f"worker {names} did not take its share in time"))
         return actions
 

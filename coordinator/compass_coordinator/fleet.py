@@ -96,8 +96,11 @@ class Fleet:
                 f"planned is {pipeline.digest[:12]}: install the same bundle on both"
             )
         state = self.agent(agent)
+        if state.hello is not None and message.session < state.hello.session:
+            return f"a profile of an earlier session of agent {agent!r} came late"
         state.profiles[profile.pipeline] = profile
-        state.links.update({link.target: link for link in message.links})
+        # All of them are in every report: a link that is missing could not be measured any more.
+        state.links = {link.target: link for link in message.links}
         return None
 
     def workers(self) -> dict[str, WorkerInfo]:

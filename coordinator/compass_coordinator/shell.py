@@ -29,8 +29,10 @@ from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import CompassError, MessageError, TransportError
 from compass_shared.messages import CoordinatorMessage
 from compass_shared.model_cache import ModelCache
+from compass_shared.model_ref import is_loopback
 from compass_shared.model_routes import model_routes
 from compass_shared.mqtt import MqttTransport
+from compass_shared.notices import Notice, OnNotice, safely
 from compass_shared.pipeline import Pipeline
 from compass_shared.problem import Problem
 from compass_shared.profile import AccuracyTable
@@ -62,14 +64,6 @@ class CoordinatorConfig:
     client_id: str = "coordinator"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that the embedding program may show: ``started``, ``planning``, ``planned`` or ``note``."""
-
-    kind: str
-    data: Mapping[str, Any]
-
-
 class CoordinatorShell:
     """A running coordinator.
 
@@ -86,11 +80,11 @@ class CoordinatorShell:
         *,
         clock: Clock | None = None,
         transport: Callable[[CoordinatorShell], Transport] | None = None,
-        on_notice: Callable[[Notice], None] = lambda _notice: None,
+        on_notice: OnNotice = lambda _notice: None,
     ) -> None:
         self.config = config
         self._clock = clock or MonotonicClock()
-        self._notice = on_notice
+        self._notice = safely(on_notice)
         self._store = FileStore(config.state_dir)
         self._topics = Topics(config.fleet)
         self._make_transport = transport or _mqtt
@@ -262,8 +256,11 @@ class CoordinatorShell:
             await site.start()
         except OSError as error:
             raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        bound_port = self._runner.addresses[0][1]
-        return self.config.model_address or f"http://{host}:{bound_port}"
+        if self.config.model_address is not None:
+            return self.config.model_address
+        if is_loopback(host) and not is_loopback(parse_address(self.config.broker).host):
+            return None  # agents elsewhere could not reach it
+        return f"http://{host}:{self._runner.addresses[0][1]}"
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

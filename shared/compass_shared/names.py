@@ -30,6 +30,22 @@ def checked_name(text: str, what: str) -> str:
     return text
 
 
+def check_reachable(host: str, address: str | None) -> None:
+    """Refuse to listen everywhere without saying how others get there.
+
+    Args:
+        host: Where a server listens.
+        address: Base URL under which others reach it, if given.
+
+    Raises:
+        ConfigError: If the host is a wildcard and no address was given.
+    """
+    if address is None and host in {"0.0.0.0", "::", ""}:  # noqa: S104  # refused, not bound
+        raise ConfigError(
+            f"{host!r} is every address of this machine: give --address URL too, for others to use"
+        )
+
+
 def host_port(text: str) -> tuple[str, int]:
     """Parse ``HOST:PORT``, the address that a server listens on.
 

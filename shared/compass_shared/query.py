@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from compass_shared.errors import ConfigError
 
+SMALLEST, LARGEST = 1e-6, 1e9
+"""Rates, weights and latencies beyond these are mistakes, and would drown the others in rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
@@ -43,10 +46,12 @@ def check_query(query: Query, *, field: str = "query") -> Query:
         "slo.latency_p95_s": query.slo.latency_p95_s,
     }
     for name, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{value} must be a positive number", field=f"{field}.{name}")
+        if not SMALLEST <= value <= LARGEST:  # also refuses NaN
+            problem = f"{value} must lie between {SMALLEST:g} and {LARGEST:g}"
+            raise ConfigError(problem, field=f"{field}.{name}")
     if not 0 <= query.slo.accuracy <= 1:
         raise ConfigError(f"{query.slo.accuracy} must lie in [0, 1]", field=f"{field}.slo.accuracy")
-    if not query.slo.cost_usd_per_1000 >= 0:  # also refuses NaN
-        raise ConfigError("must not be negative", field=f"{field}.slo.cost_usd_per_1000")
+    if not 0 <= query.slo.cost_usd_per_1000 <= LARGEST:
+        problem = f"{query.slo.cost_usd_per_1000} must lie between 0 and {LARGEST:g}"
+        raise ConfigError(problem, field=f"{field}.slo.cost_usd_per_1000")
     return query

@@ -20,11 +20,11 @@ from compass_agent.config import AgentConfig
 from compass_agent.shell import AgentShell
 from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell
-from compass_coordinator.shell import Notice as CoordinatorNotice
 from compass_shared import codec
 from compass_shared.errors import CompassError
 from compass_shared.messages import Message
 from compass_shared.mqtt import MqttTransport
+from compass_shared.notices import Notice as CoordinatorNotice
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.plan import Assignment
 from compass_shared.query import Query, Slo

@@ -202,7 +202,7 @@ def without(missing: list[str], *arguments: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("command", "missing", "extra"),
     [
-        ("demo", "rich", "coordinator"),
+        ("demo", "rich", "demo"),
         ("plan", "scipy", "coordinator"),
         ("coordinator", "scipy", "coordinator"),
     ],

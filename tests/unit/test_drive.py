@@ -177,7 +177,7 @@ async def test_a_metric_that_fails_costs_the_score_and_not_the_request(
         (_line(do="serve", phase="p"), "not a command"),
         (_declare(_query(pipeline="unknown")), "not installed here"),
         (_declare(_query(origin="laptop")), "must bear that name and start at 'phone'"),
-        (_declare(_query(rate_hz=-1.0)), "must be a positive number"),
+        (_declare(_query(rate_hz=-1.0)), "must lie between"),
     ],
 )
 async def test_a_bad_command_is_reported_and_the_next_one_obeyed(

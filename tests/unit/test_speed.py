@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compass_agent.bundles import Bundle
-from compass_agent.measure.speed import MIN_ROUNDS, SpeedProgress, measure_speed
+from compass_agent.measure.speed import MIN_TRIES, SpeedProgress, measure_speed
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_shared.clock import VirtualClock
@@ -90,17 +90,30 @@ class Machine:
         )
 
 
-def test_every_variant_is_measured_until_its_mean_is_known() -> None:
-    profile = Machine().measure(max_rounds=MIN_ROUNDS, budget_s=1e9)
+def test_every_variant_is_tried_until_its_mean_is_known() -> None:
+    steps: list[SpeedProgress] = []
+    profile = Machine().measure(budget_s=1e9, on_progress=steps.append)
     assert profile.operators.keys() == VARIANTS
     assert all(found.variant == key for key, found in profile.operators.items())
-    assert {found.count for found in profile.operators.values()} == {MIN_ROUNDS}
+    assert min(found.count for found in profile.operators.values()) >= MIN_TRIES
+    assert [step.passes for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1].variants == len(VARIANTS)
+    assert 2 <= steps[-1].settled <= len(VARIANTS), "the time of shrinking does not vary here"
     assert (profile.site, profile.pipeline, profile.digest) == ("phone", "pages", PAGES.digest)
     assert profile.emulated is None
 
 
+def test_a_pass_is_a_request_like_any_other() -> None:
+    """Each operator once, on what the one before it made: no variant right after another of its own."""
+    machine = Machine()
+    steps: list[SpeedProgress] = []
+    machine.measure(budget_s=0.0, on_progress=steps.append)
+    warm_up = Counter(VARIANTS)
+    assert sum((machine.calls - warm_up).values()) == len(steps) * len(PAGES.operators)
+
+
 def test_a_variant_takes_what_it_takes_and_loading_does_not_count() -> None:
-    profile = Machine().measure(max_rounds=5, budget_s=1e9)
+    profile = Machine().measure(budget_s=1e9)
     for side in (1, 4):
         found = profile.operators[f"shrink[side={side}]"]
         assert (found.mean_s, found.var_s2, found.p95_s) == (8.0 * side, 0.0, 8.0 * side)
@@ -110,13 +123,12 @@ def test_a_variant_takes_what_it_takes_and_loading_does_not_count() -> None:
 
 
 def test_the_spread_is_over_inputs_and_over_what_ran_upstream() -> None:
-    profile = Machine().measure((8, 40, 80), max_rounds=3, budget_s=1e9)
+    profile = Machine().measure((8, 40, 80), budget_s=1e9)
     shrink = profile.operators["shrink[side=1]"]
-    assert shrink.mean_s == pytest.approx((8 + 40 + 80) / 3)
-    assert shrink.var_s2 == pytest.approx(statistics.variance((8, 40, 80)))
-    assert shrink.p95_s == pytest.approx(76.0)
+    assert shrink.mean_s == pytest.approx((8 + 40 + 80) / 3, rel=0.2)
+    assert shrink.var_s2 == pytest.approx(statistics.pvariance((8, 40, 80)), rel=0.4)
     assert profile.request_var_bytes2 > 0
-    alike = Machine().measure(max_rounds=20, budget_s=1e9)
+    alike = Machine().measure(budget_s=1e9)
     read = alike.operators["read[beam=1]"]
     assert 2.0 < read.mean_s < 8.0, "after either side, for the very same input"
     assert read.var_s2 > 0
@@ -124,7 +136,7 @@ def test_the_spread_is_over_inputs_and_over_what_ran_upstream() -> None:
 
 def test_an_emulated_device_is_measured_at_its_own_speed() -> None:
     machine = Machine()
-    profile = machine.measure(slowdown=3.0, max_rounds=4, budget_s=1e9, emulated="old-phone")
+    profile = machine.measure(slowdown=3.0, budget_s=1e9, emulated="old-phone")
     assert profile.operators["shrink[side=1]"].mean_s == 24.0
     assert profile.emulated == "old-phone"
 
@@ -138,62 +150,61 @@ def test_models_are_loaded_at_full_speed() -> None:
     assert warm_up_s < steps[0].spent_s < warm_up_s * 2
 
 
-@pytest.mark.parametrize(
-    ("budget_s", "rounds"), [(0.0, MIN_ROUNDS), (1e9, 10)], ids=["no time", "all the time"]
-)
-def test_rounds_go_on_while_there_is_time_and_something_left_to_learn(budget_s: float, rounds: int) -> None:
-    steps: list[SpeedProgress] = []
+def test_without_time_every_variant_is_still_tried_often_enough() -> None:
     lengths = tuple(range(4, 84, 4))
-    profile = Machine().measure(lengths, budget_s=budget_s, max_rounds=10, on_progress=steps.append)
-    assert [step.rounds for step in steps] == list(range(1, rounds + 1))
-    assert {step.max_rounds for step in steps} == {10}
-    assert {found.count for found in profile.operators.values()} == {rounds}
-
-
-def test_what_takes_the_same_on_every_input_is_left_alone_soon() -> None:
-    steps: list[SpeedProgress] = []
-    machine = Machine()
-    profile = machine.measure(budget_s=1e9, max_rounds=20, on_progress=steps.append)
+    profile = Machine().measure(lengths, budget_s=0.0)
     counts = {key: found.count for key, found in profile.operators.items()}
-    # The time of "shrink" follows from the request alone; below it the drawn side matters.
-    assert min(counts["shrink[side=1]"], counts["shrink[side=4]"]) < len(steps)
-    assert counts["shrink[side=1]"] + counts["shrink[side=4]"] >= len(steps)
-    assert counts["read[beam=1]"] > MIN_ROUNDS
+    assert min(counts.values()) == MIN_TRIES
+    # The widest operator needs so many passes; the others are tried in all of them.
+    assert sum(count for key, count in counts.items() if key.startswith("read")) == 3 * MIN_TRIES
+    assert counts["join"] == 3 * MIN_TRIES
 
 
-def test_no_round_is_started_after_the_budget() -> None:
+def test_with_time_the_means_that_spread_are_measured_on() -> None:
+    short, long = (Machine().measure(tuple(range(4, 84, 4)), budget_s=budget_s) for budget_s in (0.0, 1e9))
+    for key, found in long.operators.items():
+        assert found.count > short.operators[key].count
+
+
+def test_no_pass_is_started_after_the_budget() -> None:
+    lengths = tuple(range(4, 84, 4))
     steps: list[SpeedProgress] = []
-    Machine().measure(budget_s=1e9, max_rounds=10, on_progress=steps.append)
-    budget_s = steps[5].spent_s - 0.5
-    assert steps[4].spent_s < budget_s
+    Machine().measure(lengths, budget_s=1e9, on_progress=steps.append)
+    some = 4 * MIN_TRIES
+    budget_s = steps[some].spent_s - 0.5
+    assert steps[some - 1].spent_s < budget_s
     short: list[SpeedProgress] = []
-    Machine().measure(budget_s=budget_s, max_rounds=10, on_progress=short.append)
-    assert short == steps[:6], "the sixth was under way when the time was up"
+    Machine().measure(lengths, budget_s=budget_s, on_progress=short.append)
+    assert short == steps[: some + 1], "the last was under way when the time was up"
 
 
-def test_every_input_is_used_once_and_no_more_than_there_are() -> None:
+def test_passes_are_bounded_whatever_is_known() -> None:
     machine = Machine()
-    profile = machine.measure((8, 16), max_rounds=12, budget_s=1e9)
-    assert {found.count for found in profile.operators.values()} == {2}
+    machine.measure((8, 16), max_passes=5, budget_s=1e9)
     warm_up = 2
-    assert sorted(machine.requests[warm_up:]) == [8, 8, 16, 16]
+    assert sorted(machine.requests[warm_up:]) == sorted([8, 16, 8, 16, 8]) or sorted(
+        machine.requests[warm_up:]
+    ) == sorted([16, 8, 16, 8, 16])
 
 
 def test_the_same_seed_measures_the_same() -> None:
     lengths = tuple(range(8, 48, 4))
-    assert Machine().measure(lengths, max_rounds=4) == Machine().measure(lengths, max_rounds=4)
-    assert Machine().measure(lengths, max_rounds=4) != Machine().measure(lengths, max_rounds=4, seed=1)
+    assert Machine().measure(lengths) == Machine().measure(lengths)
+    assert Machine().measure(lengths) != Machine().measure(lengths, seed=1)
 
 
-def test_a_variant_that_always_fails_is_an_error() -> None:
+def test_a_variant_that_always_fails_is_an_error_and_does_not_go_on_forever() -> None:
+    machine = Machine({("read", 2): 0})
     with pytest.raises(ProfileError, match=r"read\[beam=2\] failed on every input"):
-        Machine({("read", 2): 0}).measure(budget_s=1e9, max_rounds=20)
+        machine.measure(budget_s=1e9)
+    warm_up = 1
+    assert machine.calls["read[beam=2]"] == warm_up + MIN_TRIES
 
 
 def test_a_variant_that_fails_on_some_input_is_measured_on_the_others() -> None:
-    profile = Machine({("shrink", 4): 16}).measure((8, 16, 8, 16, 8, 16), budget_s=1e9)
+    profile = Machine({("shrink", 4): 16}).measure((8, 16) * 6, budget_s=1e9)
     assert profile.operators.keys() == VARIANTS
-    assert profile.operators["shrink[side=4]"].count == 3
+    assert profile.operators["shrink[side=4]"].count >= 1
     assert profile.operators["shrink[side=4]"].mean_s == 32.0
 
 

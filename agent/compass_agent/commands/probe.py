@@ -84,7 +84,7 @@ def _measured(args: argparse.Namespace) -> list[SiteProfile]:
                 rng=random.Random(0),  # noqa: S311  # a repeatable draw
                 budget_s=args.seconds,
                 emulated=args.emulate,
-                on_progress=lambda now: show_status(f"measuring: round {now.rounds} of {now.max_rounds}"),
+                on_progress=lambda now: show_status(f"measuring: {now.settled} of {now.variants} settled"),
             )
         )
         show_status("")

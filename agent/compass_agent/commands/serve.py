@@ -16,12 +16,12 @@ from compass_agent.commands.shared import Command
 from compass_agent.config import AgentConfig, described_by
 from compass_agent.drive import Driver, commands_from_stdin, emitter, notice_event
 from compass_agent.emulate.link import Shape
-from compass_agent.notices import Notice
 from compass_agent.shell import AgentShell
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
 from compass_shared.model_cache import default_cache_dir
-from compass_shared.names import host_port
+from compass_shared.names import check_reachable, host_port
+from compass_shared.notices import Notice
 from compass_shared.site import Tier
 
 
@@ -80,6 +80,8 @@ def config_from(args: argparse.Namespace) -> AgentConfig:
     """
     if args.profile and args.emulate:
         raise ConfigError("give --profile for what this machine is, or --emulate for what it plays, not both")
+    if args.listen is not None and args.broker is not None:
+        check_reachable(args.listen[0], args.address)
     described: dict[str, Any] = {}
     if args.profile or args.emulate:
         profile = find_device_profile(args.emulate or args.profile)

@@ -1,12 +1,12 @@
-"""How fast this machine runs the operators of a pipeline: a few repeats of every variant on real inputs.
+"""How fast this machine runs the operators of a pipeline: requests like any other, with knobs in turn.
 
-Each round takes one example of the bundle's input set and a config drawn at random, runs the pipeline once
-with it, and then every variant of every operator on what that run left upstream of it. So each variant
-sees the spread of inputs, and of upstream choices, that requests will bring. A variant whose mean is known
-well enough is left out of later rounds unless something below it needs its output: a detector takes the same
-time on every page and is done soon, a recogniser's time goes with the lines of text and needs many pages.
-Rounds go on until every mean is known, or the time is up; at least ``MIN_ROUNDS`` are made. Before them every
-variant runs once, unmeasured, so that models are loaded and warm.
+A pass runs the pipeline once on an example of the bundle's input set, operator after operator, as a request
+would: what ran before has left its traces in the caches, and each operator sees the spread of inputs, and of
+upstream choices, that requests will bring. (Running all variants of one operator in a row is quicker, and
+measured up to a fifth less CPU time than the same calls took while serving.) Each pass takes, for every
+operator, the variant that was tried least among those whose mean is not yet known well enough. Passes go on
+until every mean is known, or the time is up; each variant is tried ``MIN_TRIES`` times in any case. Before
+them every variant runs once, unmeasured, so that models are loaded and warm.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from compass_shared.pipeline import REQUEST, Knobs, Operator, Pipeline, variant_
 from compass_shared.profile import OperatorProfile, SiteProfile
 from compass_shared.values import Example, Value
 
-MIN_ROUNDS = 4
+MIN_TRIES = 4
 SETTLED_REL_SE = 0.04
 """A mean is known well enough when its standard error is this small beside it."""
 
@@ -37,23 +38,30 @@ SETTLED_REL_SE = 0.04
 class SpeedProgress:
     """How far a measurement is."""
 
-    rounds: int
-    max_rounds: int
+    passes: int
+    settled: int
+    """Variants whose mean is known well enough."""
+    variants: int
     spent_s: float
 
 
 @dataclass(slots=True)
 class _Samples:
+    tries: int = 0
     lasted_s: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
     @property
     def settled(self) -> bool:
-        """Whether the mean is known well enough."""
+        """Whether the mean is known well enough, or cannot be."""
         count = len(self.lasted_s)
-        if count < MIN_ROUNDS:
-            return False
+        if self.tries < MIN_TRIES or count == 0:
+            return self.tries >= MIN_TRIES
         return math.sqrt(_variance(self.lasted_s) / count) <= SETTLED_REL_SE * float(np.mean(self.lasted_s))
+
+
+_Table: TypeAlias = dict[str, dict[int, _Samples]]
+"""Operator -> index of the variant -> samples."""
 
 
 def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
@@ -66,7 +74,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     clock: Clock,
     rng: random.Random,
     budget_s: float = 20.0,
-    max_rounds: int = 60,
+    max_passes: int = 400,
     emulated: str | None = None,
     on_progress: Callable[[SpeedProgress], None] = lambda _progress: None,
 ) -> SiteProfile:
@@ -80,10 +88,10 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         pace: Speed to run at.
         clock: For the time budget.
         rng: Draws examples and upstream configs.
-        budget_s: No round is started after this time, once there are ``MIN_ROUNDS``.
-        max_rounds: Enough rounds, whatever is known by then.
+        budget_s: No pass is started after this time, once every variant was tried ``MIN_TRIES`` times.
+        max_passes: Enough passes, whatever is known by then.
         emulated: Name of the emulated device profile, for the record.
-        on_progress: Called after every round.
+        on_progress: Called after every pass.
 
     Raises:
         ProfileError: If a variant failed on every input.
@@ -92,21 +100,27 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         raise ProfileError(f"pipeline {pipeline.name!r} brings no inputs to measure with")
     started_s = clock.now_s()
     _warm_up(host, pipeline, examples[0])
-    samples: dict[str, _Samples] = {}
+    table: _Table = {
+        op.name: {index: _Samples() for index, _ in enumerate(op.variants())} for op in pipeline.operators
+    }
+    everything = [samples for variants in table.values() for samples in variants.values()]
+    order = rng.sample(list(examples), len(examples))
     requests: list[int] = []
-    drawn = rng.sample(list(examples), min(max_rounds, len(examples)))
-    for done, example in enumerate(drawn, start=1):
+    for done in range(1, max_passes + 1):
+        example = order[(done - 1) % len(order)]
         requests.append(framed_size(example.value))
-        _round(host, pipeline, example, pace, rng, samples)
+        _pass(host, pipeline, example, pace, rng, table)
         spent_s = clock.now_s() - started_s
-        on_progress(SpeedProgress(rounds=done, max_rounds=len(drawn), spent_s=spent_s))
-        if done >= MIN_ROUNDS and (spent_s >= budget_s or all(found.settled for found in samples.values())):
+        settled = sum(samples.settled for samples in everything)
+        on_progress(SpeedProgress(passes=done, settled=settled, variants=len(everything), spent_s=spent_s))
+        tried = all(samples.tries >= MIN_TRIES for samples in everything)
+        if settled == len(everything) or (tried and spent_s >= budget_s):
             break
     return SiteProfile(
         site=site,
         pipeline=pipeline.name,
         digest=pipeline.digest,
-        operators={key: _summary(key, found) for key, found in _complete(pipeline, samples).items()},
+        operators=_summaries(pipeline, table),
         request_mean_bytes=float(np.mean(requests)),
         request_var_bytes2=_variance(requests),
         emulated=emulated,
@@ -124,32 +138,29 @@ def _warm_up(host: OperatorHost, pipeline: Pipeline, example: Example) -> None:
         upstream[operator.name] = value
 
 
-def _round(
-    host: OperatorHost,
-    pipeline: Pipeline,
-    example: Example,
-    pace: Pace,
-    rng: random.Random,
-    samples: dict[str, _Samples],
+def _pass(
+    host: OperatorHost, pipeline: Pipeline, example: Example, pace: Pace, rng: random.Random, table: _Table
 ) -> None:
+    """Run the pipeline once; it ends early where an operator fails on what it was given."""
     upstream: dict[str, Value] = {REQUEST: example.value}
     for operator in pipeline.operators:
-        variants = list(operator.variants())
-        taken = rng.randrange(len(variants))
-        for index, knobs in enumerate(variants):
-            found = samples.setdefault(variant_key(operator.name, knobs), _Samples())
-            if found.settled and index != taken:
-                continue
-            result = _run(host, pipeline, operator, knobs, upstream, pace)
-            if result is None:
-                if index == taken:
-                    return  # nothing below can run on this example
-                continue
-            value, lasted_s = result
-            found.lasted_s.append(lasted_s)
-            found.sizes.append(framed_size(value))
-            if index == taken:
-                upstream[operator.name] = value
+        index = _next_variant(table[operator.name], rng)
+        samples = table[operator.name][index]
+        samples.tries += 1
+        result = _run(host, pipeline, operator, list(operator.variants())[index], upstream, pace)
+        if result is None:
+            return
+        value, lasted_s = result
+        samples.lasted_s.append(lasted_s)
+        samples.sizes.append(framed_size(value))
+        upstream[operator.name] = value
+
+
+def _next_variant(variants: Mapping[int, _Samples], rng: random.Random) -> int:
+    """The least tried of those that are not settled; any, when all are."""
+    open_ones = [index for index, samples in variants.items() if not samples.settled] or list(variants)
+    fewest = min(variants[index].tries for index in open_ones)
+    return rng.choice([index for index in open_ones if variants[index].tries == fewest])
 
 
 def _run(
@@ -170,13 +181,16 @@ def _run(
     return done.value, done.device_s
 
 
-def _complete(pipeline: Pipeline, samples: Mapping[str, _Samples]) -> Mapping[str, _Samples]:
+def _summaries(pipeline: Pipeline, table: _Table) -> dict[str, OperatorProfile]:
+    summaries = {}
     for operator in pipeline.operators:
-        for knobs in operator.variants():
+        for index, knobs in enumerate(operator.variants()):
             key = variant_key(operator.name, knobs)
-            if key not in samples or not samples[key].lasted_s:
+            found = table[operator.name][index]
+            if not found.lasted_s:
                 raise ProfileError(f"{key} failed on every input it was measured with")
-    return samples
+            summaries[key] = _summary(key, found)
+    return summaries
 
 
 def _summary(variant: str, found: _Samples) -> OperatorProfile:

@@ -16,8 +16,9 @@ from compass_coordinator.measurements import save_measurements
 from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan
-from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell, Notice
-from compass_shared.names import host_port
+from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell
+from compass_shared.names import check_reachable, host_port
+from compass_shared.notices import Notice
 from compass_shared.problem import Problem
 
 
@@ -45,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the coordinator until it is told to stop."""
     pipelines, accuracy = load_planned(args.bundle, args.accuracy, z=args.accuracy_z)
+    check_reachable(args.listen[0], args.address)
     config = CoordinatorConfig(
         broker=args.broker,
         pipelines=pipelines,

@@ -136,7 +136,7 @@ def _display(console: Console, *, plain: bool) -> Iterator[OnState]:
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def show(state: StageState, phase: str, queries: Sequence[Query]) -> None:
-            live.update(screen.live(state, phase, queries))
+            live.update(screen.live(state, phase, queries, width=console.width))
 
         live.update("Checking the accuracy profile on a few configs")
         yield show
@@ -162,13 +162,21 @@ def _summary(console: Console, result: DemoResult) -> None:
     if result.accuracy_checks:
         console.print(screen.accuracy_table(result.accuracy_checks))
     for phase in result.phases:
-        console.print(screen.query_table(phase.phase, result.queries, phase.planned, phase.rows))
+        console.print(
+            screen.query_table(phase.phase, result.queries, phase.planned, phase.rows, width=console.width)
+        )
         for problem in phase.problems:
             console.print(f"[red]does not add up: {problem}[/red]")
         if phase.overruns:
             console.print(f"{phase.overruns} emulated calls took longer than they should have (overruns)")
     weight = sum(query.weight for query in result.queries)
     console.print(screen.total_table([phase.total for phase in result.phases], weight, len(result.queries)))
+    sent = [row.sent for phase in result.phases for row in phase.rows.values() if row.answered]
+    if sent:
+        console.print(
+            f"Verdicts rest on {min(sent)} to {max(sent)} requests a query: a p95 of so few is nearly the "
+            "slowest one, and an accuracy can miss its SLO by chance. --seconds takes more."
+        )
     steps = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in result.timings_s.items())
     console.print(f"[dim]{steps}[/dim]")
     if not any(phase.problems for phase in result.phases):

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
-import secrets
 
+from compass_coordinator.connecting import visiting
 from compass_shared import codec
-from compass_shared.errors import TransportError
 from compass_shared.messages import QueryMessage
-from compass_shared.mqtt import MqttTransport
 from compass_shared.names import checked_name
 from compass_shared.query import Query, Slo, check_query
 from compass_shared.topics import Kind, Topics
-from compass_shared.transport import Connected, Disconnected, TransportEvent
-
-_CONNECT_TIMEOUT_S = 10.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,27 +58,5 @@ def _withdraw(args: argparse.Namespace) -> int:
 async def _publish(args: argparse.Namespace, payload: bytes) -> None:
     """Publish one retained message and wait until the broker has it."""
     topic = Topics(args.fleet).query(Kind.QUERY, args.origin, args.name)
-    transport = MqttTransport(
-        args.broker,
-        client_id=f"query-{secrets.token_hex(4)}",
-        filters=(),
-        rng=random.Random(),  # noqa: S311  # spreads reconnects, not a secret
-    )
-    connected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_event(event: TransportEvent) -> None:
-        if connected.done():
-            return
-        if isinstance(event, Connected):
-            connected.set_result(None)
-        elif isinstance(event, Disconnected):
-            connected.set_exception(TransportError(f"broker {args.broker}: {event.reason}"))
-
-    transport.start(on_event)
-    try:
-        await asyncio.wait_for(connected, _CONNECT_TIMEOUT_S)
+    async with visiting(args.broker) as transport:
         transport.publish(topic, payload, retain=True)
-    except asyncio.TimeoutError as error:
-        raise TransportError(f"broker {args.broker}: no answer within {_CONNECT_TIMEOUT_S:.0f} s") from error
-    finally:
-        await transport.close()

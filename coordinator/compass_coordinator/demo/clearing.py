@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import secrets
 
+from compass_coordinator.connecting import visiting
 from compass_shared.errors import CompassError
-from compass_shared.mqtt import MqttTransport
 from compass_shared.topics import Topics
-from compass_shared.transport import Received, TransportEvent
+from compass_shared.transport import Received
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +22,17 @@ async def clear_fleet(broker: str, fleet: str) -> None:
         broker: URL of the broker.
         fleet: Name of the fleet; only its topics are touched.
     """
-    transport = MqttTransport(
-        broker,
-        client_id=f"clear-{secrets.token_hex(4)}",
-        filters=(*Topics(fleet).for_coordinator(), Topics(fleet).pipeline("x").rsplit("/", 1)[0] + "/+"),
-        rng=random.Random(),  # noqa: S311  # spreads reconnects, not a secret
-    )
     retained: set[str] = set()
 
-    def on_event(event: TransportEvent) -> None:
-        if isinstance(event, Received) and event.retained and event.payload:
-            retained.add(event.topic)
+    def on_received(message: Received) -> None:
+        if message.retained and message.payload:
+            retained.add(message.topic)
 
-    transport.start(on_event)
+    filters = (*Topics(fleet).for_coordinator(), Topics(fleet).pipeline("x").rsplit("/", 1)[0] + "/+")
     try:
-        await asyncio.sleep(_QUIET_S)
-        for topic in sorted(retained):
-            transport.publish(topic, b"", retain=True)
+        async with visiting(broker, filters=filters, on_received=on_received) as transport:
+            await asyncio.sleep(_QUIET_S)
+            for topic in sorted(retained):
+                transport.publish(topic, b"", retain=True)
     except CompassError as error:
         logger.warning("%d retained messages stay on %s: %s", len(retained), broker, error)
-    finally:
-        await transport.close()

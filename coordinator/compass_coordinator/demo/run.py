@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from compass_coordinator.connecting import visiting
 from compass_coordinator.demo.accounting import Calls, accounting_problems
 from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_coordinator.demo.children import Children
@@ -162,6 +163,8 @@ async def _broker(options: DemoOptions, name: str, stack: contextlib.AsyncExitSt
         await asyncio.to_thread(embedded.start)
         stack.callback(embedded.stop)
         return embedded.url, name
+    async with visiting(options.broker):
+        pass  # a broker out of reach is better known before everything is measured
     # On somebody's own broker the demo keeps to a name of its own, and leaves nothing behind.
     fleet_name = f"{name}-{secrets.token_hex(3)}"
     stack.push_async_callback(clear_fleet, options.broker, fleet_name)

@@ -16,17 +16,20 @@ from compass_shared.query import Query
 
 Json = Mapping[str, Any]
 
+WIDE = 140
+"""Columns from which each query fits on a line or two."""
+
 PHASES = {"compass": "Compass", "device": "all on device", "cloud": "all in the cloud"}
 
 
-def live(state: StageState, phase: str, queries: Sequence[Query]) -> RenderableType:
+def live(state: StageState, phase: str, queries: Sequence[Query], *, width: int) -> RenderableType:
     """The screen while a phase runs."""
     parts: list[RenderableType] = [Text(state.stage, style="bold")]
     if state.measuring:
         text = ", ".join(f"{name} {rounds}" for name, rounds in sorted(state.measuring.items()))
         parts.append(Text(f"measuring: {text}"))
     if state.planned is not None and set(state.planned["queries"]) == {query.name for query in queries}:
-        parts.append(query_table(phase, queries, state.planned, rows_of(queries, state)))
+        parts.append(query_table(phase, queries, state.planned, rows_of(queries, state), width=width))
     parts.extend(Text(note, style="yellow") for note in state.notes[-3:])
     return Group(*parts)
 
@@ -43,12 +46,37 @@ def rows_of(queries: Sequence[Query], state: StageState) -> dict[str, Served]:
 
 
 def query_table(
-    phase: str, queries: Sequence[Query], planned: Json, rows: Mapping[str, Served]
+    phase: str, queries: Sequence[Query], planned: Json, rows: Mapping[str, Served], *, width: int
 ) -> RenderableType:
-    """One line a query: its SLO, its plan, predicted and measured, verdict."""
+    """Every query with its SLO, its plan, what was predicted and measured, and the verdict.
+
+    Args:
+        phase: What is shown.
+        queries: All queries.
+        planned: The coordinator's decisions.
+        rows: Query -> what became of it.
+        width: Columns of the screen; a narrow one gets its figures below each other.
+    """
     emulated = sorted(site["emulated"] for site in planned["sites"].values() if site["emulated"])
     title = f"{PHASES.get(phase, phase)} - times are emulated: {', '.join(emulated)}" if emulated else phase
-    table = Table(title=title, title_justify="left", show_lines=False, expand=True)
+    table = _wide_table(title) if width >= WIDE else _narrow_table(title)
+    for query in queries:
+        decision, row = planned["queries"][query.name], rows[query.name]
+        plan = escape(decision["line"] or f"refused: {decision['refusal']}")
+        rate, verdict = f"{query.rate_hz:g}", _verdict(row.verdict)
+        figures = _figures(query, decision, row)
+        if width >= WIDE:
+            cells = (" | ".join(three) for three in figures)
+            table.add_row(query.name, rate, plan, *cells, str(row.sent), verdict)
+        else:
+            cells = ("\n".join(three) for three in figures)
+            names = "SLO\npredicted\nmeasured"
+            table.add_row(f"{query.name}\n{rate}/s, n = {row.sent}\n{verdict}", plan, names, *cells)
+    return table
+
+
+def _wide_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", expand=True)
     table.add_column("query", no_wrap=True)
     table.add_column("/s", justify="right")
     table.add_column("plan", ratio=1)
@@ -57,21 +85,29 @@ def query_table(
     table.add_column("mUSD per 1,000\nSLO | pred | meas", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     table.add_column("SLO", no_wrap=True)
-    for query in queries:
-        decision, row = planned["queries"][query.name], rows[query.name]
-        estimate = (decision["plan"] or {}).get("estimate") or {}
-        slo = query.slo
-        table.add_row(
-            query.name,
-            f"{query.rate_hz:g}",
-            escape(decision["line"] or f"refused: {decision['refusal']}"),
-            _three(slo.latency_p95_s, estimate.get("latency_p95_s"), row.latency_p95_s, 1e3, 0),
-            _three(slo.accuracy, estimate.get("accuracy"), row.accuracy, 1, 2),
-            _three(slo.cost_usd_per_1000, estimate.get("cost_usd_per_1000"), row.cost_usd_per_1000, 1e3, 2),
-            str(row.sent),
-            _verdict(row.verdict),
-        )
     return table
+
+
+def _narrow_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_lines=True, expand=True, padding=(0, 0))
+    table.add_column("query", no_wrap=True)
+    table.add_column("plan", ratio=1)
+    table.add_column("", no_wrap=True)
+    table.add_column("p95\nms", justify="right", no_wrap=True)
+    table.add_column("accu-\nracy", justify="right", no_wrap=True)
+    table.add_column("mUSD/\n1,000", justify="right", no_wrap=True)
+    return table
+
+
+def _figures(query: Query, decision: Json, row: Served) -> tuple[tuple[str, str, str], ...]:
+    """Latency in ms, accuracy, cost in thousandths of a dollar: each as SLO, predicted, measured."""
+    estimate = (decision["plan"] or {}).get("estimate") or {}
+    slo = query.slo
+    return (
+        _three(slo.latency_p95_s, estimate.get("latency_p95_s"), row.latency_p95_s, 1e3, 0),
+        _three(slo.accuracy, estimate.get("accuracy"), row.accuracy, 1, 2),
+        _three(slo.cost_usd_per_1000, estimate.get("cost_usd_per_1000"), row.cost_usd_per_1000, 1e3, 2),
+    )
 
 
 def total_table(totals: Sequence[PhaseTotal], all_weight: float, queries: int) -> RenderableType:
@@ -113,11 +149,13 @@ def accuracy_table(checks: Sequence[Json]) -> RenderableType:
     return table
 
 
-def _three(slo: float, predicted: float | None, measured: float | None, factor: float, digits: int) -> str:
+def _three(
+    slo: float, predicted: float | None, measured: float | None, factor: float, digits: int
+) -> tuple[str, str, str]:
     def text(value: float | None) -> str:
         return "-" if value is None else f"{factor * value:.{digits}f}"
 
-    return f"{text(slo)} | {text(predicted)} | {text(measured)}"
+    return text(slo), text(predicted), text(measured)
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -222,7 +222,7 @@ class Stage:
             self.state.addresses[child] = event["address"]
 
     def _on_measuring(self, child: str, event: Json) -> None:
-        self.state.measuring[child] = f"{event['rounds']}/{event['max_rounds']}"
+        self.state.measuring[child] = f"{event['settled']}/{event['variants']}"
 
     def _on_measured(self, child: str, _event: Json) -> None:
         self.state.measured.add(child)
