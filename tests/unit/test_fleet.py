@@ -130,7 +130,14 @@ def test_a_later_measurement_replaces_an_earlier_one(fleet: Fleet) -> None:
     again = replace(profile_of("phone"), links=(faster,))
     assert fleet.take_profile("phone", again) is None
     assert fleet.agents["phone"].links["edge"] == faster
-    assert fleet.agents["phone"].links["cloud"] == profile_of("phone").links[1], "not measured this time"
+    assert "cloud" not in fleet.agents["phone"].links, "it could not be measured any more"
+
+
+def test_a_profile_of_an_earlier_session_is_refused(fleet: Fleet) -> None:
+    joined(fleet, "phone")
+    late = replace(profile_of("phone"), session=profile_of("phone").session - 1, links=())
+    assert "earlier session" in str(fleet.take_profile("phone", late))
+    assert fleet.agents["phone"].links
 
 
 # --- the problem ----------------------------------------------------------------------------------
