@@ -471,3 +471,18 @@ def test_every_request_of_a_rough_day_ends_and_is_counted(online: CheckedAgent) 
     }
     assert sum(ended.values()) == len(online.ledger.finished) == 100
     assert all(ended.values()), "of each some"
+
+
+@pytest.mark.parametrize("deadline_s", [float("nan"), float("inf"), -1.0, 1e9])
+def test_a_deadline_that_makes_no_sense_is_refused(online: CheckedAgent, deadline_s: float) -> None:
+    event = ev.RequestSubmitted(request="r1", pipeline=CHAIN.name, value=b"", deadline_s=deadline_s)
+    with pytest.raises(ConfigError, match="deadline_s"):
+        online(event)
+
+
+def test_a_query_that_nobody_declared_or_assigned_is_refused_with_those_there_are(
+    online: CheckedAgent,
+) -> None:
+    online.assign(ASSIGNED)
+    with pytest.raises(ConfigError, match="no query is called 'typo' here; there are q1"):
+        online(ev.RequestSubmitted(request="r1", pipeline=CHAIN.name, value=b"", query="typo"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from compass_coordinator import events as ev
-from compass_coordinator.core import PATIENCE_S, SETTLE_S
+from compass_coordinator.core import PATIENCE_S, RETRY_S, SETTLE_S, SHARE_TIMEOUT_S
 from compass_coordinator.planning import FleetPlan, plan_fleet
 from compass_shared.messages import (
     AssignmentMessage,
@@ -325,6 +325,40 @@ def test_a_query_withdrawn_while_its_worker_gets_ready_is_not_assigned(fleet: Ch
     assert (fleet.retained.assignments(), fleet.retained.shares()) == ({}, {})
 
 
+@pytest.mark.parametrize("answers", [False, True], ids=["too late", "refused"])
+def test_what_a_worker_did_not_take_is_planned_again(fleet: CheckedCoordinator, answers: bool) -> None:
+    fleet(declared(query_of("q1", FAST)))
+    fleet.settle()
+    _, share = fleet.asked[-1]
+    if answers:
+        fleet(taken("edge", share, "no such model"))
+    else:
+        fleet.tick(SHARE_TIMEOUT_S)
+    assert assignment_of(fleet, "q1").assignment.plan is None
+    fleet.tick(RETRY_S - 1.0)
+    assert fleet.planning is None, "not at once, and not over and over"
+    fleet.tick(1.0)
+    fleet.settle()
+    fleet.take_all()
+    assert assignment_of(fleet, "q1").assignment.plan is not None
+
+
+def test_an_agent_that_was_away_when_its_query_was_withdrawn_is_told_at_its_next_telemetry(
+    fleet: CheckedCoordinator,
+) -> None:
+    fleet(declared(query_of("q1")))
+    fleet.settle()
+    telemetry = TelemetryMessage(
+        session=101,
+        cpu_share=0.5,
+        memory_used_bytes=1,
+        memory_total_bytes=2,
+        epochs={"q1": OLD, "gone": OLD},
+    )
+    (cleared,) = fleet(ev.AgentTelemetry(agent="phone", telemetry=telemetry))
+    assert cleared == ev.Send(kind=Kind.ASSIGNMENT, agent="phone", item="gone", message=None)
+
+
 def test_a_query_that_nobody_can_serve_is_told_why(fleet: CheckedCoordinator) -> None:
     fleet(declared(query_of("q1", EXACT)))
     fleet.settle()
@@ -345,9 +379,11 @@ def test_a_device_that_is_too_slow_still_has_deadlines_that_end(fleet: CheckedCo
     assert assignment.deadline_s == 1.0
 
 
-def test_what_an_earlier_coordinator_left_for_nobody_is_cleared() -> None:
+@pytest.mark.parametrize("turn", [1, -1], ids=["assignment first", "assignment last"])
+def test_what_an_earlier_coordinator_left_for_nobody_is_cleared(turn: int) -> None:
     coordinator = CheckedCoordinator()
-    for agent, kind in (("phone", Kind.ASSIGNMENT), ("edge", Kind.SHARE), ("cloud", Kind.SHARE)):
+    left = (("phone", Kind.ASSIGNMENT), ("edge", Kind.SHARE), ("cloud", Kind.SHARE))
+    for agent, kind in left[::turn]:
         coordinator(ev.DecisionSeen(agent=agent, kind=kind, query="old", epoch=OLD))
     coordinator(ev.DecisionSeen(agent="edge", kind=Kind.SHARE, query="orphan", epoch=OLD))
     coordinator(ev.Started())
