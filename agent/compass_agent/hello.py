@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import psutil
 
+from compass_agent.bundles import Bundle
+from compass_agent.config import AgentConfig
 from compass_agent.runtimes import installed_runtimes
 from compass_shared import __version__
 from compass_shared.messages import BundleInfo, HardwareInfo, HelloMessage
-
-if TYPE_CHECKING:
-    from compass_agent.shell import AgentShell
+from compass_shared.model_cache import ModelCache
 
 MAX_MODELS_NAMED = 500
 """A cache may hold more; a hello has a size limit."""
@@ -28,11 +28,25 @@ def hardware() -> HardwareInfo:
     )
 
 
-def hello_of(shell: AgentShell) -> HelloMessage:
-    """The hello of a running agent."""
-    config = shell.config
+def hello_of(
+    config: AgentConfig,
+    bundles: Mapping[str, Bundle],
+    cache: ModelCache,
+    *,
+    session: int,
+    data_address: str | None,
+) -> HelloMessage:
+    """The hello of an agent; it looks at the disk for the models held.
+
+    Args:
+        config: Its settings.
+        bundles: Installed bundles by pipeline.
+        cache: Its models.
+        session: Its session epoch.
+        data_address: Base URL of its data plane, if it is a worker.
+    """
     return HelloMessage(
-        session=shell.session,
+        session=session,
         tier=config.tier,
         agent_version=__version__,
         runtimes=installed_runtimes(),
@@ -42,7 +56,7 @@ def hello_of(shell: AgentShell) -> HelloMessage:
                 digest=bundle.pipeline.digest,
                 code_sha256=bundle.code_sha256,
             )
-            for name, bundle in shell.bundles.items()
+            for name, bundle in bundles.items()
         },
         hardware=hardware(),
         cores=float(config.cores),
@@ -51,6 +65,6 @@ def hello_of(shell: AgentShell) -> HelloMessage:
         power_w=config.power_w,
         device_profile=config.device_profile,
         emulated=config.emulated is not None,
-        data_address=shell.data_address,
-        models=tuple(shell.store.cache.hashes()[:MAX_MODELS_NAMED]),
+        data_address=data_address,
+        models=tuple(cache.hashes()[:MAX_MODELS_NAMED]),
     )

@@ -419,7 +419,15 @@ class AgentShell:
 
     async def _introduce(self) -> None:
         loop = asyncio.get_running_loop()
-        hello = await loop.run_in_executor(None, hello_of, self)
+        describe = partial(
+            hello_of,
+            self.config,
+            self.bundles,
+            self.store.cache,
+            session=self.session,
+            data_address=self.data_address,
+        )
+        hello = await loop.run_in_executor(None, describe)
         self.handle(ev.HelloReady(hello=hello))
 
     async def _measure_all(self) -> None:

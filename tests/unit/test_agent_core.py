@@ -480,7 +480,7 @@ def test_a_deadline_that_makes_no_sense_is_refused(online: CheckedAgent, deadlin
         online(event)
 
 
-def test_a_query_that_nobody_declared_or_assigned_is_refused_with_those_there_are(
+def test_a_query_that_nobody_declared_or_assigned_is_refused(
     online: CheckedAgent,
 ) -> None:
     online.assign(ASSIGNED)

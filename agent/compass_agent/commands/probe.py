@@ -39,6 +39,8 @@ def add_parser(command: Command) -> None:
 
 def _probe(args: argparse.Namespace) -> int:
 
+    if args.emulate:
+        find_device_profile(args.emulate)  # a wrong name is wrong without a bundle as well
     report = probe()
     if args.bundle:
         report = replace(report, profiles=tuple(_measured(args)))

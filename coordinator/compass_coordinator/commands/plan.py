@@ -53,7 +53,7 @@ def _show(problem: Problem, plan: FleetPlan) -> None:
         slo = query.slo
         print(
             f"{query.name}: {query.rate_hz:g}/s, p95 <= {1e3 * slo.latency_p95_s:.0f} ms, "
-            f"accuracy >= {slo.accuracy:g}, cost <= {slo.cost_usd_per_1000:g} USD per 1,000"
+            f"accuracy >= {slo.accuracy:g}, cost <= {1e3 * slo.cost_usd_per_1000:g} mUSD per 1,000"
         )
         chosen = plan.plans.get(query.name)
         if chosen is None:
@@ -64,7 +64,7 @@ def _show(problem: Problem, plan: FleetPlan) -> None:
             print(
                 f"  p95 {1e3 * chosen.estimate.latency_p95_s:.0f} ms, "
                 f"accuracy {chosen.estimate.accuracy:.3f}, "
-                f"{chosen.estimate.cost_usd_per_1000:.4f} USD per 1,000"
+                f"{1e3 * chosen.estimate.cost_usd_per_1000:.2f} mUSD per 1,000"
             )
     print(
         f"{len(plan.plans)} of {len(problem.queries)} queries served, "
