@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +25,7 @@ from compass_agent.assignments import default_plan
 from compass_agent.bundles import load_bundle
 from compass_agent.config import AgentConfig
 from compass_agent.core import AgentCore
-from compass_agent.data import call_of, call_segment
-from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.execution import LocalPool
 from compass_agent.hello import hello_of
 from compass_agent.inbox import event_of
 from compass_agent.measure.telemetry import read_telemetry
@@ -36,14 +34,14 @@ from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
+from compass_agent.running import SegmentRunner, as_compass_error
 from compass_agent.serving import DataPlane
 from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
 from compass_shared import codec
 from compass_shared.broker_url import parse_address
-from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
-from compass_shared.errors import BackendError, CompassError, ConfigError, MessageError, TransportError
+from compass_shared.errors import CompassError, ConfigError, MessageError, TransportError
 from compass_shared.messages import ProfileMessage, ShareMessage, StatusMessage, WorkerInfo
 from compass_shared.model_cache import ModelCache
 from compass_shared.notices import Notice, OnNotice, safely
@@ -105,6 +103,9 @@ class AgentShell:
         self.shares = ShareTable()
         self._data_plane: DataPlane | None = None
         self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
+        self._running = SegmentRunner(
+            host=self.host, pool=self.pool, pace=self.pace, proxies=self._proxies, clock=self._clock
+        )
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="compass-disk")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="compass-models")
         self._preparing: dict[str, asyncio.Task[None]] = {}
@@ -123,10 +124,7 @@ class AgentShell:
         """Set once a coordinator was heard, and with it who else has models."""
         self._waiting: dict[str, asyncio.Future[ev.Outcome]] = {}
         """Request -> who waits for its outcome."""
-        self._deadlines: dict[str, list[tuple[int, Deadline]]] = {}
-        """Request -> (attempt, deadline) of its local segments, to be given up with their attempt."""
         self._timers: dict[str, list[asyncio.TimerHandle]] = {}
-        self.overruns = 0
         self._closed = False
 
     # --- life -------------------------------------------------------------------------------------
@@ -189,6 +187,11 @@ class AgentShell:
         self.pool.close()
         self._opener.shutdown(wait=False, cancel_futures=True)
         self._disk.shutdown(wait=True)
+
+    @property
+    def overruns(self) -> int:
+        """Emulated operators here that took longer than they should have."""
+        return self._running.overruns
 
     @property
     def data_address(self) -> str | None:
@@ -259,9 +262,7 @@ class AgentShell:
             case ev.Send():
                 self._publish(action)
             case ev.RunSegment():
-                for attempt, deadline in self._deadlines.get(action.request, ()):
-                    if attempt < action.attempt:
-                        deadline.give_up()
+                self._running.begin(action)
                 self._spawn(self._run_segment(action), f"segment {action.request}")
             case ev.Later():
                 loop = asyncio.get_running_loop()
@@ -312,14 +313,13 @@ class AgentShell:
         try:
             await loop.run_in_executor(self._opener, self.host.preload, pipeline, variants)
         except Exception as error:  # a share has to be acknowledged whatever happened
-            return str(_as_compass_error(error))
+            return str(as_compass_error(error))
         return None
 
     def _finish(self, outcome: ev.Outcome) -> None:
         for handle in self._timers.pop(outcome.request, ()):
             handle.cancel()
-        for _, deadline in self._deadlines.pop(outcome.request, ()):
-            deadline.give_up()
+        self._running.end(outcome.request)
         future = self._waiting.get(outcome.request)
         if future is not None and not future.done():
             future.set_result(outcome)
@@ -364,56 +364,9 @@ class AgentShell:
         topic = self._topics.agent(Kind.STATUS, self.config.name)
         return Will(topic=topic, payload=codec.encode(offline), retain=True)
 
-    # --- segments ---------------------------------------------------------------------------------
-
     async def _run_segment(self, action: ev.RunSegment) -> None:
-        started_s = self._clock.now_s()
-        try:
-            run = self._run_here if action.worker is None else self._run_there
-            done = await run(action)
-        except Exception as error:
-            # Whatever happened, the request has to go on: to its fallback, or to its end.
-            self.handle(
-                ev.SegmentFailed(
-                    request=action.request,
-                    attempt=action.attempt,
-                    segment=action.segment.index,
-                    error=_as_compass_error(error),
-                )
-            )
-            return
-        self.handle(replace(done, wall_s=self._clock.now_s() - started_s))
-
-    async def _run_here(self, action: ev.RunSegment) -> ev.SegmentDone:
-        deadline = Deadline(f"request {action.request}", action.deadline_s, clock=self._clock)
-        self._deadlines.setdefault(action.request, []).append((action.attempt, deadline))
-        call: Callable[[], SegmentResult] = partial(
-            run_segment,
-            self.host,
-            action.pipeline,
-            action.segment.operators,
-            action.plan.config,
-            action.values,
-            action.segment.exports,
-            self.pace,
-            deadline=deadline,
-        )
-        pooled = await self.pool.run(call)
-        self.overruns += pooled.value.overruns
-        return _done(action, pooled.value.values, pooled.value.timings, wait_s=pooled.wait_s)
-
-    async def _run_there(self, action: ev.RunSegment) -> ev.SegmentDone:
-        assert action.worker is not None
         assert self._http is not None
-        address = self._proxies.address_of(action.worker.address)
-        call = call_of(action, action.worker.token)
-        reply = await call_segment(self._http, address, call, timeout_s=action.deadline_s)
-        header = reply.answer.header
-        return replace(
-            _done(action, reply.answer.values, header.timings, wait_s=header.wait_s),
-            sent_bytes=reply.sent_bytes,
-            received_bytes=reply.received_bytes,
-        )
+        self.handle(await self._running.run(action, self._http))
 
     # --- measuring --------------------------------------------------------------------------------
 
@@ -467,7 +420,7 @@ class AgentShell:
                     battery=reading.battery,
                     temperature_c=reading.temperature_c,
                     links=tuple(self._measuring.links.values()),
-                    overruns=self.overruns,
+                    overruns=self._running.overruns,
                 )
             )
 
@@ -481,27 +434,6 @@ class AgentShell:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
-
-
-def _done(
-    action: ev.RunSegment, values: Mapping[str, Value], timings: tuple[OperatorTiming, ...], *, wait_s: float
-) -> ev.SegmentDone:
-    return ev.SegmentDone(
-        request=action.request,
-        attempt=action.attempt,
-        segment=action.segment.index,
-        values=values,
-        timings=timings,
-        wait_s=wait_s,
-        wall_s=0.0,
-    )
-
-
-def _as_compass_error(error: Exception) -> CompassError:
-    if isinstance(error, CompassError):
-        return error
-    logger.error("a fault of the agent", exc_info=error)
-    return BackendError(f"{type(error).__name__}: {error}")
 
 
 def _mqtt(shell: AgentShell) -> Transport:
