@@ -58,7 +58,7 @@ def calls() -> list[bytes]:
 
 @pytest.fixture
 def runner(calls: list[bytes]) -> SegmentRunner:
-    def step(inputs: Mapping[str, Any], _knobs: object, _model: object) -> int:
+    def step(inputs: Mapping[str, Any], knobs: object, model: object) -> int:
         calls.append(inputs[REQUEST])
         if inputs[REQUEST] == b"bad":
             raise ValueError("cannot")
