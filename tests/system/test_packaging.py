@@ -126,7 +126,7 @@ def test_bare_install_probes_its_machine(bare_install: Path) -> None:
 def test_bare_install_names_the_extra_that_compass_needs(bare_install: Path) -> None:
     refused = run(bare_install / "compass", "demo", cwd=bare_install)
     assert refused.returncode != 0
-    assert "pip install 'compass-agent[coordinator]'" in refused.stdout + refused.stderr
+    assert "pip install 'compass-agent[demo]'" in refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
+import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -39,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--address", metavar="URL", help="base URL under which agents reach the model server")
     parser.add_argument("--save-profiles", type=Path, metavar="FILE", help="write what agents measured")
-    parser.add_argument("--events", action="store_true", help="print JSON events, a line each")
+    parser.add_argument(
+        "--events", action="store_true", help="print JSON events, a line each; end when a pipe on stdin does"
+    )
     parser.set_defaults(run=run)
 
 
@@ -80,6 +85,8 @@ async def _serve(config: CoordinatorConfig, *, events: bool, save_profiles: Path
         elif notice.kind != "note":
             print(_sentence(notice), file=sys.stderr, flush=True)
 
+    if events and sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        await _when_stdin_ends(ask_to_stop)
     shell = CoordinatorShell(config, on_notice=notice)
     await shell.start()
     taken_over = asyncio.ensure_future(shell.wait())
@@ -92,6 +99,16 @@ async def _serve(config: CoordinatorConfig, *, events: bool, save_profiles: Path
         taken_over.cancel()
         await shell.close()
     return 0
+
+
+async def _when_stdin_ends(then: Callable[[], None]) -> None:
+    """Whoever reads the events holds the other end of stdin: without it nobody is left to report to."""
+
+    class Watch(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # gone is gone
+            then()
+
+    await asyncio.get_running_loop().connect_read_pipe(Watch, sys.stdin)
 
 
 def event_of(notice: Notice) -> dict[str, object]:
