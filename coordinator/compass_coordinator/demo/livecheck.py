@@ -13,7 +13,9 @@ import msgspec
 from compass_coordinator.commands.files import INPUTS_IN_BUNDLE
 from compass_coordinator.demo.options import DemoOptions
 from compass_shared.errors import ProfileError
+from compass_shared.pipeline import Pipeline
 from compass_shared.pipeline_file import load_pipeline
+from compass_shared.profile import AccuracyTable
 from compass_shared.profile_file import load_accuracy
 
 CHECK_INPUTS = 6
@@ -64,14 +66,41 @@ async def check_accuracy(options: DemoOptions, count: int) -> list[Mapping[str, 
 
 
 async def measure_afresh(options: DemoOptions, count: int, table: Path) -> None:
-    """Measure so many configs, spread evenly over the grid, and write an accuracy table of only these.
+    """Measure so many configs on fresh runs, and write an accuracy table of only these.
+
+    Which ones are worth it is taken from the bundle's profile, their accuracies are not.
 
     Raises:
         ProfileError: If measuring failed.
     """
     pipeline = load_pipeline(options.bundle)
+    await _measure(
+        options, worth_measuring(pipeline, load_accuracy(options.accuracy), count), AFRESH_INPUTS, table
+    )
+
+
+def worth_measuring(pipeline: Pipeline, known: AccuracyTable, count: int) -> list[str]:
+    """Keys of so many configs that plans are likely to use, spread from the fastest to the most accurate.
+
+    Args:
+        pipeline: What they are configs of.
+        known: Its accuracy table, whose provenance has the CPU time of each variant.
+        count: How many.
+
+    Returns:
+        Configs that no other beats in both time and accuracy; when those are too few, others as well.
+    """
+    cpu_ms = known.provenance.get("cpu_ms_per_run")
     keys = [pipeline.config_key(config) for config in pipeline.configs()]
-    await _measure(options, _spread(keys, count), AFRESH_INPUTS, table)
+    if not isinstance(cpu_ms, dict):
+        return _spread(keys, count)
+    fastest_first = sorted(known.configs, key=lambda key: sum(cpu_ms[variant] for variant in key.split(";")))
+    best: list[str] = []
+    for key in fastest_first:
+        if not best or known.configs[key].mean > known.configs[best[-1]].mean:
+            best.append(key)
+    others = [key for key in keys if key not in set(best)]
+    return _spread(best, count) + (_spread(others, count - len(best)) if count > len(best) else [])
 
 
 def _spread(items: Sequence[str], count: int) -> list[str]:
