@@ -7,6 +7,7 @@ itself is made by `compass-agent accuracy`.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,21 @@ def main() -> int:
                 if value != best[operator.name][knob]:
                     changed = {**best, operator.name: {**best[operator.name], knob: value}}
                     _line(pipeline, table, changed, cpu_ms, f"{operator.name} {knob} = {value}")
+    heldout = load_accuracy(args.bundle / ACCURACY_IN_BUNDLE.with_name("accuracy-heldout.json"), pipeline)
+    _compare(table, heldout)
     return 0
+
+
+def _compare(table: AccuracyTable, heldout: AccuracyTable) -> None:
+    """How the profile holds on inputs that it was not measured on."""
+    pairs = [(table.configs[key], found) for key, found in heldout.configs.items()]
+    gaps = [there.mean - here.mean for here, there in pairs]
+    errors = [math.hypot(here.standard_error, there.standard_error) for here, there in pairs]
+    worst = max(abs(gap) / error for gap, error in zip(gaps, errors, strict=True))
+    print(
+        f"\nOn {heldout.provenance['inputs']} held-out inputs {len(pairs)} configs score "
+        f"{sum(gaps) / len(gaps):+.3f} on average; none is further off than {worst:.1f} standard errors"
+    )
 
 
 def _ms(pipeline: Pipeline, config: Config, cpu_ms: Mapping[str, float]) -> float:
