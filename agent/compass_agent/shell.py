@@ -12,10 +12,9 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import aiohttp
 
@@ -39,6 +38,7 @@ from compass_agent.serving import DataPlane
 from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
 from compass_shared import codec
+from compass_shared.background import Background
 from compass_shared.broker_url import parse_address
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import CompassError, ConfigError, MessageError, TransportError
@@ -110,7 +110,7 @@ class AgentShell:
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="compass-models")
         self._preparing: dict[str, asyncio.Task[None]] = {}
         """Query -> share whose models are being opened."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(logger)
         self._measuring = Measuring(
             config,
             host=self.host,
@@ -154,19 +154,17 @@ class AgentShell:
         if self.config.broker is not None:
             self._transport = self._make_transport(self)
             self._transport.start(self._on_transport)
-            self._spawn(self._telemetry_loop(), "telemetry")
+            self._background.spawn(self._telemetry_loop(), "telemetry")
         self.handle(ev.Started())
-        self._spawn(self._introduce(), "introduce")
+        self._background.spawn(self._introduce(), "introduce")
         if self.config.measure:
-            self._spawn(self._measure_all(), "measure")
+            self._background.spawn(self._measure_all(), "measure")
 
     async def close(self) -> None:
         """Stop: requests in flight end with a TransportError, the status becomes offline."""
         self._closed = True
         self.host.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.end()
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(TransportError(_CLOSED))
@@ -263,7 +261,7 @@ class AgentShell:
                 self._publish(action)
             case ev.RunSegment():
                 self._running.begin(action)
-                self._spawn(self._run_segment(action), f"segment {action.request}")
+                self._background.spawn(self._run_segment(action), f"segment {action.request}")
             case ev.Later():
                 loop = asyncio.get_running_loop()
                 handle = loop.call_later(action.delay_s, self.handle, action.event)
@@ -276,11 +274,11 @@ class AgentShell:
             case ev.HoldShare():
                 self._hold(action)
             case ev.OpenModels():
-                self._spawn(self._open_models(action), f"models of {action.pipeline}")
+                self._background.spawn(self._open_models(action), f"models of {action.pipeline}")
             case ev.UsePeers():
                 self.store.peers = action.addresses
             case ev.MeasureLinks():
-                self._spawn(self._measure_links(action.workers), "links")
+                self._background.spawn(self._measure_links(action.workers), "links")
 
     def _hold(self, action: ev.HoldShare) -> None:
         if (unready := self._preparing.pop(action.query, None)) is not None:
@@ -290,7 +288,7 @@ class AgentShell:
             self._notice(Notice(kind="share", data={"query": action.query, "held": False}))
         else:
             work = self._prepare_share(action.share)
-            self._preparing[action.query] = self._spawn(work, f"share of {action.query}")
+            self._preparing[action.query] = self._background.spawn(work, f"share of {action.query}")
 
     async def _prepare_share(self, share: ShareMessage) -> None:
         problem = await self._opened(share.pipeline, share.variants)
@@ -423,17 +421,6 @@ class AgentShell:
                     overruns=self._running.overruns,
                 )
             )
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
 
 
 def _mqtt(shell: AgentShell) -> Transport:

@@ -8,11 +8,10 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -24,6 +23,7 @@ from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
 from compass_coordinator.store import FileStore
 from compass_shared import codec
+from compass_shared.background import Background
 from compass_shared.broker_url import parse_address
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import CompassError, MessageError, TransportError
@@ -90,7 +90,7 @@ class CoordinatorShell:
         self._make_transport = transport or _mqtt
         self._transport: Transport | None = None
         self._runner: web.AppRunner | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(logger, on_failure=self._on_failure)
         self._last_retained_s = 0.0
         """Time of the latest retained message, or of the connection if none came."""
         self._connected = False
@@ -115,7 +115,7 @@ class CoordinatorShell:
         )
         self._transport = self._make_transport(self)
         self._transport.start(self._on_transport)
-        self._spawn(self._run(), "coordinator")
+        self._background.spawn(self._run(), "coordinator")
 
     async def wait(self) -> str:
         """Wait until another coordinator takes over.
@@ -128,9 +128,7 @@ class CoordinatorShell:
 
     async def close(self) -> None:
         """Say goodbye and stop; the fleet goes on with its assignments."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.end()
         if self._transport is not None:
             if self._stopped is None or not self._stopped.done():
                 with contextlib.suppress(CompassError):
@@ -160,7 +158,7 @@ class CoordinatorShell:
                 self._publish(action)
             case ev.StartPlanning():
                 self._notice(Notice(kind="planning", data={"queries": len(action.problem.queries)}))
-                self._spawn(self._plan(action), "planning")
+                self._background.spawn(self._plan(action), "planning")
             case ev.SaveEpoch():
                 self._store.save_epoch(action.epoch)
             case ev.Note():
@@ -262,17 +260,9 @@ class CoordinatorShell:
             return None  # agents elsewhere could not reach it
         return f"http://{host}:{self._runner.addresses[0][1]}"
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
-            if self._stopped is not None and not self._stopped.done() and task.get_name() == "coordinator":
-                self._stopped.set_exception(error)
+    def _on_failure(self, task: str, error: BaseException) -> None:
+        if task == "coordinator" and self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(error)
 
 
 def _solve(problem: Problem, policy: str) -> FleetPlan:
