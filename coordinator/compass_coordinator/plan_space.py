@@ -203,7 +203,7 @@ class _Pricer:
             profile = self._profile(site)
             figures = np.full((4, len(list(self.pipeline.operator(operator).variants()))), np.nan)
             for at, knobs in enumerate(self.pipeline.operator(operator).variants()):
-                found = profile.operators.get(variant_key(operator, knobs)) if profile is not None else None
+                found = profile.measured(variant_key(operator, knobs)) if profile is not None else None
                 if found is not None:
                     figures[:, at] = (
                         found.mean_s,

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from compass_shared.errors import ConfigError, ProfileError
-from compass_shared.evaluate import estimate_at_load, pipeline_of, query_named, segment_works
+from compass_shared.evaluate import estimate_at_load, pipeline_of, segment_works
+from compass_shared.pipeline import variant_key
 from compass_shared.plan import Allocation, Estimate, Plan
 from compass_shared.problem import Problem
 from compass_shared.query import Query
-from compass_shared.site import cores_resource
+from compass_shared.site import cores_resource, memory_resource
+from compass_shared.splitting import Split, in_parts
 
 TOLERANCE = 1e-9
 """Relative excess over a limit that is rounding, not a violation."""
@@ -37,6 +39,8 @@ class ViolationKind(Enum):
     COST = "cost"
     ESTIMATE = "estimate"
     CAPACITY = "capacity"
+    MEMORY = "memory"
+    SPLIT = "split"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +57,29 @@ class Violation:
     text: str
 
 
-def check_plan(problem: Problem, assignments: Mapping[str, Plan]) -> list[Violation]:
+def check_plan(
+    problem: Problem, assignments: Mapping[str, Plan], split: Split | None = None
+) -> list[Violation]:
     """Find everything that is wrong with a set of chosen plans.
 
     Args:
         problem: Sites, links, profiles and queries; its ``loads`` are not read.
         assignments: Query name -> plan, for the queries that were given one.
+        split: Query name -> plans with fractions, for the divisible queries that were given several; their
+            parts are named ``query#index`` in violations.
 
     Returns:
         Violations, none if the plans may be published. Plans that cannot be evaluated at all (unknown query,
         config, site, ...) are reported and left out of the load that the others are checked at.
     """
-    malformed = [v for name, plan in assignments.items() for v in _malformed(problem, name, plan)]
+    known = {query.name: query for query in problem.queries}
+    shared_out = dict(split or {})
+    uneven = [found for name in shared_out for found in _uneven(known.get(name), name, shared_out)]
+    problem, assignments = in_parts(problem, assignments, shared_out)
+    known = {query.name: query for query in problem.queries}
+    malformed = [
+        v for name, plan in assignments.items() for v in _malformed(problem, known.get(name), name, plan)
+    ]
     broken = {violation.query for violation in malformed}
     sound = {name: plan for name, plan in assignments.items() if name not in broken}
     estimates = estimate_at_load(problem, sound)
@@ -72,19 +87,40 @@ def check_plan(problem: Problem, assignments: Mapping[str, Plan]) -> list[Violat
         violation
         for name, estimate in estimates.items()
         for violation in (
-            *_missed_slos(query_named(problem, name), estimate),
+            *_missed_slos(known[name], estimate),
             *_stale_estimate(name, sound[name], estimate),
         )
     ]
-    return [*malformed, *missed, *_overdrawn(problem, estimates)]
+    overdrawn = _overdrawn(problem, estimates)
+    return [*uneven, *malformed, *missed, *overdrawn, *_crowded(problem, known, sound)]
 
 
-def _malformed(problem: Problem, name: str, plan: Plan) -> Iterator[Violation]:
-    """What keeps a plan from being evaluated; later checks rely on the earlier ones."""
-    if all(query.name != name for query in problem.queries):
+def _uneven(query: Query | None, name: str, split: Split) -> Iterator[Violation]:
+    """What is wrong with the way a query is split."""
+    if query is None:
         yield Violation(kind=ViolationKind.QUERY, query=name, text=f"query {name!r} is not known")
         return
-    query = query_named(problem, name)
+    if not query.divisible:
+        yield Violation(
+            kind=ViolationKind.SPLIT, query=name, text=f"query {name!r} is split, which it does not allow"
+        )
+    fractions = [share.fraction for share in split[name]]
+    total = math.fsum(fractions)
+    if not all(0 < fraction <= 1 for fraction in fractions) or _exceeds(total, 1.0):
+        yield Violation(
+            kind=ViolationKind.SPLIT,
+            query=name,
+            limit=1.0,
+            actual=total,
+            text=f"query {name!r}: fractions {fractions} are not shares of its requests",
+        )
+
+
+def _malformed(problem: Problem, query: Query | None, name: str, plan: Plan) -> Iterator[Violation]:
+    """What keeps a plan from being evaluated; later checks rely on the earlier ones."""
+    if query is None:
+        yield Violation(kind=ViolationKind.QUERY, query=name, text=f"query {name!r} is not known")
+        return
     if query.pipeline not in problem.pipelines or query.origin not in problem.sites:
         unknown = query.pipeline if query.pipeline not in problem.pipelines else query.origin
         yield Violation(
@@ -223,5 +259,29 @@ def _overdrawn(problem: Problem, estimates: Mapping[str, Estimate]) -> Iterator[
             )
 
 
+def _crowded(
+    problem: Problem, queries: Mapping[str, Query], assignments: Mapping[str, Plan]
+) -> Iterator[Violation]:
+    """Sites that are to hold more variants than their memory takes; each variant counts once."""
+    hosted: dict[str, dict[tuple[str, str], float]] = {}
+    for name, plan in assignments.items():
+        pipeline = pipeline_of(problem, queries[name])
+        for operator in pipeline.operators:
+            site = plan.placement[operator.name]
+            variant = variant_key(operator.name, plan.config.get(operator.name, {}))
+            found = problem.profiles[site, pipeline.name].measured(variant)
+            hosted.setdefault(site, {})[pipeline.name, variant] = found.memory_bytes if found else 0.0
+    for site, variants in hosted.items():
+        total, limit = math.fsum(variants.values()), problem.sites[site].memory_bytes
+        if _exceeds(total, limit):
+            yield Violation(
+                kind=ViolationKind.MEMORY,
+                resource=memory_resource(site),
+                limit=limit,
+                actual=total,
+                text=f"{memory_resource(site)}: {len(variants)} variants take {total:.4g} of {limit:.4g} bytes",
+            )
+
+
 def _exceeds(value: float, limit: float) -> bool:
-    return not value <= limit + TOLERANCE * abs(limit)
+    return not (value <= limit or value <= limit + TOLERANCE * abs(limit))

@@ -47,18 +47,6 @@ class SegmentWork:
         return self.compute_var_s2 + self.compute_s**2
 
 
-def query_named(problem: Problem, name: str) -> Query:
-    """The query of that name.
-
-    Raises:
-        PlanningError: If the problem has none.
-    """
-    for query in problem.queries:
-        if query.name == name:
-            return query
-    raise PlanningError(f"the problem has no query {name!r}")
-
-
 def pipeline_of(problem: Problem, query: Query) -> Pipeline:
     """The pipeline that a query runs.
 
@@ -157,8 +145,7 @@ def site_mixes(problem: Problem, assignments: Mapping[str, Plan]) -> dict[str, S
         assignments: Query name -> plan.
     """
     brought: dict[str, list[SiteMix]] = {}
-    for name, plan in assignments.items():
-        query = query_named(problem, name)
+    for query, plan in _running(problem, assignments):
         for work in segment_works(problem, query, plan):
             brought.setdefault(work.segment.site, []).append(
                 SiteMix(
@@ -180,9 +167,17 @@ def estimate_at_load(problem: Problem, assignments: Mapping[str, Plan]) -> dict[
     """Estimates of all plans at the load that they cause together: the ones to publish and to show."""
     loads = resulting_loads(problem, assignments)
     return {
-        name: evaluate_plan(problem, query_named(problem, name), plan, loads)
-        for name, plan in assignments.items()
+        query.name: evaluate_plan(problem, query, plan, loads)
+        for query, plan in _running(problem, assignments)
     }
+
+
+def _running(problem: Problem, assignments: Mapping[str, Plan]) -> Iterator[tuple[Query, Plan]]:
+    queries = {query.name: query for query in problem.queries}
+    for name, plan in assignments.items():
+        if name not in queries:
+            raise PlanningError(f"the problem has no query {name!r}")
+        yield queries[name], plan
 
 
 def _latency(
@@ -256,9 +251,10 @@ def _measured(problem: Problem, query: Query, plan: Plan, operator: str) -> Oper
         raise PlanningError(f"query {query.name!r}: site {site!r} is not known")
     variant = variant_key(operator, plan.config.get(operator, {}))
     profile = _site_profile(problem, site, query.pipeline)
-    if variant not in profile.operators:
+    found = profile.measured(variant)
+    if found is None:
         raise ProfileError(f"{variant} of pipeline {query.pipeline!r} was not measured at site {site!r}")
-    return profile.operators[variant]
+    return found
 
 
 def _site_profile(problem: Problem, site: str, pipeline: str) -> SiteProfile:

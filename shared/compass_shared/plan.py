@@ -44,6 +44,15 @@ class Plan:
     estimate: Estimate | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanShare:
+    """One of several plans of a divisible query."""
+
+    plan: Plan
+    fraction: float
+    """Of the query's requests, in (0, 1]; what a query's fractions leave of 1 is not served."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Epoch:
     """Order of decisions: first the coordinator's own epoch, then its sequence number."""
@@ -81,3 +90,5 @@ class Assignment:
     """Time after which a request without an answer ends with a DeadlineError."""
     refusal: str | None = None
     """Why there is no plan, in words."""
+    split: tuple[PlanShare, ...] = ()
+    """Plans to draw from by fraction, request by request; then ``plan`` is the one with the largest."""

@@ -21,23 +21,52 @@ class OperatorProfile:
     count: int
     output_mean_bytes: float
     output_var_bytes2: float = 0.0
+    speed_class: str = ""
+    """What scales alike from machine to machine (runtime, precision, bound by memory or arithmetic)."""
+    memory_bytes: float = 0.0
+    """What a site needs to hold the variant, however many queries use it."""
+
+    def scaled(self, slowdown: float, overhead_s: float) -> OperatorProfile:
+        """The same on a machine that takes ``slowdown`` times as long, plus a constant a call."""
+        return replace(
+            self,
+            mean_s=slowdown * self.mean_s + overhead_s,
+            var_s2=slowdown**2 * self.var_s2,
+            p95_s=slowdown * self.p95_s + overhead_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteProfile:
-    """Every variant of one pipeline that was measured at one site."""
+    """Every variant of one pipeline at one site: measured there, or on a machine that it is like.
+
+    Sites of one kind share ``operators`` (the very same mapping, where there are thousands of them) and
+    differ in how fast they are. ``measured`` gives the figures at this site.
+    """
 
     site: str
     pipeline: str
     digest: str
     """Digest of the pipeline that was measured."""
     operators: Mapping[str, OperatorProfile]
-    """Variant key -> measurement."""
+    """Variant key -> measurement, on the machine that ``slowdowns`` compares with."""
     request_mean_bytes: float
     """Size of a request's own input."""
     request_var_bytes2: float = 0.0
     emulated: str | None = None
     """Name of the device profile that was emulated, or None for the machine itself."""
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
+    """Speed class -> time here over time where it was measured; classes that are not listed take as long."""
+    overhead_s: float = 0.0
+    """Constant time of every operator call here."""
+
+    def measured(self, variant: str) -> OperatorProfile | None:
+        """A variant's figures at this site, None if it was not measured."""
+        found = self.operators.get(variant)
+        if found is None:
+            return None
+        slowdown = self.slowdowns.get(found.speed_class, 1.0)
+        return found if (slowdown, self.overhead_s) == (1.0, 0.0) else found.scaled(slowdown, self.overhead_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

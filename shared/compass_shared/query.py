@@ -32,6 +32,8 @@ class Query:
     rate_hz: float
     slo: Slo
     weight: float = 1.0
+    divisible: bool = False
+    """Its requests may be split over several plans, each of which meets the SLO, or served in part."""
 
 
 def check_query(query: Query, *, field: str = "query") -> Query:

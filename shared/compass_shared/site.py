@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -27,6 +28,17 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """How a pool is bought: in equal units by the hour."""
+
+    cores: float
+    """That one unit brings."""
+    usd_per_hour: float
+    minimum: int = 0
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """A place that can run operators."""
 
@@ -39,6 +51,10 @@ class Site:
     prices: Prices = field(default_factory=Prices)
     power_w: float = 0.0
     """Power drawn by one busy core."""
+    memory_bytes: float = math.inf
+    """For models; every machine of a pool holds all variants that the pool hosts."""
+    units: Units | None = None
+    """None: its size is fixed."""
 
     @property
     def compute_s_usd(self) -> float:
@@ -70,6 +86,11 @@ def cores_resource(site: str) -> str:
 def link_resource(source: str, target: str) -> str:
     """Name of a link's resource; its unit is bytes per second."""
     return f"link@{source}>{target}"
+
+
+def memory_resource(site: str) -> str:
+    """Name of a site's memory for models; its unit is bytes. A set-up, not a demand: no matcher sees it."""
+    return f"memory@{site}"
 
 
 def transfer_time_s(size_bytes: float, link: Link) -> float:
