@@ -279,7 +279,7 @@ def _crowded(
                 resource=memory_resource(site),
                 limit=limit,
                 actual=total,
-                text=f"{memory_resource(site)}: {len(variants)} variants take {total:.4g} of {limit:.4g} bytes",
+                text=f"{memory_resource(site)}: variants of {total:.4g} bytes, room for {limit:.4g}",
             )
 
 
