@@ -1,6 +1,6 @@
 """Matchers: which plan for which query, so that all fit together."""
 
 from compass_coordinator.matcher.milp import match_milp
-from compass_coordinator.matcher.result import REFUSED, MatchResult, MatchStatus
+from compass_coordinator.matcher.result import REFUSED, MatchResult, MatchStatus, Shares
 
-__all__ = ["REFUSED", "MatchResult", "MatchStatus", "match_milp"]
+__all__ = ["REFUSED", "MatchResult", "MatchStatus", "Shares", "match_milp"]

@@ -21,14 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
 
-from compass_coordinator.matcher.result import (
-    REFUSED,
-    Floats,
-    MatchProblem,
-    MatchResult,
-    MatchStatus,
-    checked,
-)
+from compass_coordinator.matcher.problem import Floats, MatchProblem, checked
+from compass_coordinator.matcher.result import REFUSED, MatchResult, MatchStatus, Shares
 from compass_shared.errors import PlanningError
 
 _VALUE_SLACK = 1e-6
@@ -59,7 +53,8 @@ def match_milp(
         time_limit_s: Limit of each solver run; None for as long as it takes.
 
     Returns:
-        The choice. With a time limit it may not be optimal: see its status and gap.
+        The choice. With a time limit it may not be optimal: see its status and gap. The bound is the
+        solver's and comes from no prices: they are zeros.
 
     Raises:
         PlanningError: If the input is malformed or the solver fails.
@@ -204,8 +199,10 @@ def _result(
     bound = max(min(bound, most), value)
     return MatchResult(
         choice=choice,
+        shares=Shares.none(),
         value=value,
         cost=math.fsum(program.cost[chosen]),
+        prices=np.zeros_like(problem.capacities),
         bound=bound,
         gap=(bound - value) / bound if bound > 0 else 0.0,
         status=MatchStatus.OPTIMAL if optimal else MatchStatus.FEASIBLE,
