@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from compass_agent.events import RequestSubmitted, Source
@@ -13,6 +14,9 @@ from compass_shared.plan import Assignment, Epoch, Plan
 
 DEFAULT_DEADLINE_S = 30.0
 """Deadline of requests that no assignment and no caller gave one."""
+
+_WHOLE = 1e-9
+"""How far fractions may miss a sum of 1 by rounding."""
 
 NO_EPOCH = Epoch(coordinator=0, sequence=0)
 
@@ -33,6 +37,8 @@ class AssignmentBook:
         self._pipelines = dict(pipelines)
         self._in_force: dict[str, Assignment] = {}
         """Query -> assignment."""
+        self._drawn: dict[str, Counter[int]] = {}
+        """Split query -> how many of its requests each of its plans was given."""
         self.coordinator_epoch = 0
         """Highest coordinator epoch seen; lower ones are refused."""
         for query, assignment in assignments.items():
@@ -59,6 +65,7 @@ class AssignmentBook:
     def _put(self, query: str, assignment: Assignment) -> None:
         self.coordinator_epoch = max(self.coordinator_epoch, assignment.epoch.coordinator)
         self._in_force[query] = assignment
+        self._drawn.pop(query, None)
 
     def local_variants(self, query: str) -> tuple[str, ...]:
         """What a query's plan and fallback run here, as keys from ``variant_key``."""
@@ -66,7 +73,7 @@ class AssignmentBook:
         pipeline = self._pipelines[assignment.pipeline]
         found = {
             variant_key(operator.name, plan.config.get(operator.name, {})): None
-            for plan in (assignment.plan, assignment.fallback)
+            for plan in (*_plans(assignment), assignment.fallback)
             if plan is not None
             for operator in pipeline.operators
             if plan.placement[operator.name] == self._site
@@ -76,6 +83,7 @@ class AssignmentBook:
     def withdraw(self, query: str) -> None:
         """Forget a query's assignment."""
         self._in_force.pop(query, None)
+        self._drawn.pop(query, None)
 
     def share_problem(self, epoch: Epoch, pipeline: str, digest: str) -> str | None:
         """Why a worker's share cannot be held, or None."""
@@ -100,8 +108,9 @@ class AssignmentBook:
             query = event.query or event.pipeline
             route = Route(source=Source.DEFAULT, query=query, pipeline=pipeline, plan=plan, epoch=NO_EPOCH)
             return [route], DEFAULT_DEADLINE_S
-        choices = [(Source.ASSIGNED, assignment.plan)]
-        if not _runs_alike(assignment.plan, assignment.fallback):
+        assigned = self._draw(assignment)
+        choices = [(Source.ASSIGNED, assigned)]
+        if not _runs_alike(assigned, assignment.fallback):
             choices.append((Source.FALLBACK, assignment.fallback))
         routes = [
             Route(
@@ -118,6 +127,28 @@ class AssignmentBook:
         if not routes:
             raise RefusedError(assignment.refusal or f"query {assignment.query!r} has no plan")
         return routes, assignment.deadline_s
+
+    def _draw(self, assignment: Assignment) -> Plan | None:
+        """The plan of the next request: of a split query the one that is furthest behind its fraction.
+
+        Raises:
+            RefusedError: The query is served in part, and this request belongs to the rest.
+        """
+        if not assignment.split:
+            return assignment.plan
+        drawn = self._drawn.setdefault(assignment.query, Counter())
+        fractions = [share.fraction for share in assignment.split]
+        unserved = 1.0 - math.fsum(fractions)
+        if unserved > _WHOLE:
+            fractions.append(unserved)
+        number = drawn.total() + 1
+        index = max(range(len(fractions)), key=lambda at: fractions[at] * number - drawn[at])
+        drawn[index] += 1
+        if index == len(assignment.split):
+            raise RefusedError(
+                f"query {assignment.query!r} is served in part: {unserved:.0%} of its requests find no room"
+            )
+        return assignment.split[index].plan
 
     def _meant(self, event: RequestSubmitted) -> Assignment | None:
         if event.query is not None:
@@ -150,7 +181,11 @@ class AssignmentBook:
             return f"a deadline of {assignment.deadline_s} s is none"
         pipeline = self._pipelines[assignment.pipeline]
         reached = {self._site, *assignment.workers}
-        for plan, sites in ((assignment.plan, reached), (assignment.fallback, {self._site})):
+        fractions = [share.fraction for share in assignment.split]
+        if not all(0 < fraction <= 1 for fraction in fractions) or not math.fsum(fractions) <= 1 + _WHOLE:
+            return f"fractions {fractions} are not shares of its requests"
+        plans: list[tuple[Plan | None, set[str]]] = [(plan, reached) for plan in _plans(assignment)]
+        for plan, sites in (*plans, (assignment.fallback, {self._site})):
             if plan is not None and (problem := _plan_problem(pipeline, plan, sites)):
                 return problem
         return None
@@ -170,6 +205,13 @@ def default_plan(pipeline: Pipeline, site: str) -> Plan:
         config={op.name: {knob: values[0] for knob, values in op.knobs.items()} for op in pipeline.operators},
         placement={op.name: site for op in pipeline.operators},
     )
+
+
+def _plans(assignment: Assignment) -> tuple[Plan, ...]:
+    """Every plan that requests may be given first."""
+    if assignment.split:
+        return tuple(share.plan for share in assignment.split)
+    return () if assignment.plan is None else (assignment.plan,)
 
 
 def _runs_alike(plan: Plan | None, fallback: Plan | None) -> bool:

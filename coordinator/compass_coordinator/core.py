@@ -303,7 +303,7 @@ class CoordinatorCore:
 
     def _on_planned(self, event: ev.Planned, now_s: float) -> list[ev.Action]:
         self._planning = None
-        violations = check_plan(event.problem, event.plan.plans)
+        violations = check_plan(event.problem, event.plan.plans, event.plan.split)
         if violations:
             text = "; ".join(violation.text for violation in violations[:3])
             return [ev.Note(text=f"a plan was not published, it breaks its own rules: {text}", serious=True)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from compass_coordinator.planning import FleetPlan
 from compass_shared.messages import ShareMessage, WorkerInfo
 from compass_shared.pipeline import variant_key
-from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
+from compass_shared.plan import Assignment, Epoch, Plan, PlanShare, WorkerAccess
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.site import cores_resource
@@ -62,8 +62,10 @@ class Decision:
         )
 
     def _essence(self) -> object:
-        plan = self.assignment.plan
-        running = None if plan is None else (plan.config, plan.placement, plan.allocation)
+        running = [
+            (share.plan.config, share.plan.placement, share.plan.allocation, share.fraction)
+            for share in _whole_or_split(self.assignment)
+        ]
         rates = {site: (share.rate_hz, share.variants) for site, share in self.shares.items()}
         return self.agent, running, rates, self.assignment.digest, self.assignment.refusal
 
@@ -82,7 +84,8 @@ def decisions_of(problem: Problem, fleet_plan: FleetPlan) -> dict[str, Decision]
 
 
 def _decision(problem: Problem, fleet_plan: FleetPlan, query: Query) -> Decision:
-    plan = fleet_plan.plans.get(query.name)
+    split = fleet_plan.split.get(query.name, ())
+    plan = max(split, key=lambda share: share.fraction).plan if split else fleet_plan.plans.get(query.name)
     # A refused query runs nothing: its best effort would take from the queries that were admitted.
     fallback = None if plan is None else fleet_plan.fallbacks.get(query.name)
     refusal = None if plan is not None else fleet_plan.refusals[query.name].detail
@@ -95,9 +98,16 @@ def _decision(problem: Problem, fleet_plan: FleetPlan, query: Query) -> Decision
         fallback=fallback,
         deadline_s=_deadline_s(query, fallback),
         refusal=refusal,
+        split=split,
     )
-    shares = {} if plan is None else _shares(problem, query, plan)
+    shares = _shares(problem, query, _whole_or_split(assignment))
     return Decision(agent=query.origin, assignment=assignment, shares=shares)
+
+
+def _whole_or_split(assignment: Assignment) -> tuple[PlanShare, ...]:
+    if assignment.split or assignment.plan is None:
+        return assignment.split
+    return (PlanShare(plan=assignment.plan, fraction=1.0),)
 
 
 def _deadline_s(query: Query, fallback: Plan | None) -> float:
@@ -108,24 +118,29 @@ def _deadline_s(query: Query, fallback: Plan | None) -> float:
     return max(MIN_DEADLINE_S, DEADLINE_SLOS * slo_s, slo_s + 2 * local_s)
 
 
-def _shares(problem: Problem, query: Query, plan: Plan) -> dict[str, ShareMessage]:
+def _shares(problem: Problem, query: Query, running: Sequence[PlanShare]) -> dict[str, ShareMessage]:
+    """What each worker has to serve for a query, all of its plans together."""
     pipeline = problem.pipelines[query.pipeline]
-    demand = plan.estimate.demand if plan.estimate is not None else {}
-    return {
-        site: ShareMessage(
+    visited = {site for share in running for site in share.plan.placement.values()} - {query.origin}
+    shares = {}
+    for site in sorted(visited):
+        here = [share for share in running if site in share.plan.placement.values()]
+        variants = {
+            variant_key(op.name, share.plan.config.get(op.name, {})): None
+            for share in here
+            for op in pipeline.operators
+            if share.plan.placement[op.name] == site
+        }
+        demands = [share.plan.estimate.demand for share in here if share.plan.estimate is not None]
+        shares[site] = ShareMessage(
             query=query.name,
             origin=query.origin,
             pipeline=query.pipeline,
             digest=pipeline.digest,
             epoch=NOT_YET,
-            variants=tuple(
-                variant_key(op.name, plan.config.get(op.name, {}))
-                for op in pipeline.operators
-                if plan.placement[op.name] == site
-            ),
-            rate_hz=query.rate_hz,
-            cores=demand.get(cores_resource(site), 0.0),
+            variants=tuple(variants),
+            rate_hz=query.rate_hz * math.fsum(share.fraction for share in here),
+            cores=math.fsum(demand.get(cores_resource(site), 0.0) for demand in demands),
             token="",
         )
-        for site in sorted(set(plan.placement.values()) - {query.origin})
-    }
+    return shares

@@ -31,7 +31,7 @@ from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
 from compass_coordinator.planning.settling import Spaces, chosen_plans, objective, settle
 from compass_shared.errors import PlanningError, ProfileError
 from compass_shared.evaluate import estimate_at_load
-from compass_shared.plan import Plan
+from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 from compass_shared.queueing import SiteMix
@@ -55,6 +55,10 @@ class FleetPlan:
     """No set of plans could have a larger goodput, even if nobody ever waited."""
     seconds: Mapping[str, float]
     """Stage -> time spent in it: ``enumerate``, ``match``, ``settle``."""
+    split: Mapping[str, tuple[PlanShare, ...]] = field(default_factory=dict)
+    """Query name -> its plans with fractions, for the divisible queries that were given several or a part."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """Resource -> weight that one more unit of it would serve (0 where there is enough)."""
 
     @property
     def gap(self) -> float:
