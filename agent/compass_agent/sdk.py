@@ -122,8 +122,11 @@ class Agent:
         accuracy: float,
         cost_usd_per_1000: float,
         weight: float = 1.0,
+        divisible: bool = False,
     ) -> None:
         """Ask the coordinator to serve a query of this device.
+
+        ``divisible`` allows it to split the requests over several plans, or to serve only a part of them.
 
         Raises:
             ConfigError: If a number makes no sense or the pipeline is not installed.
@@ -136,6 +139,7 @@ class Agent:
             rate_hz=rate_hz,
             slo=slo,
             weight=weight,
+            divisible=divisible,
         )
         self.shell.handle(QueryDeclared(name=name, query=check_query(query)))
 

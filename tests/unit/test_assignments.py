@@ -9,7 +9,7 @@ import pytest
 from compass_agent.assignments import DEFAULT_DEADLINE_S, NO_EPOCH, AssignmentBook, default_plan
 from compass_agent.events import RequestSubmitted, Source
 from compass_shared.errors import ConfigError, RefusedError
-from compass_shared.plan import Assignment, Epoch, Plan
+from compass_shared.plan import Assignment, Epoch, Plan, PlanShare
 from support.agents import CHAIN, DIAMOND, PIPELINES, SITE, WORKERS, assigned, plan_at
 
 REMOTE = plan_at(CHAIN, SITE, "edge", "edge")
@@ -242,3 +242,53 @@ def test_a_pipeline_has_to_be_installed(book: AssignmentBook) -> None:
         book.routes(submitted("other"))
     with pytest.raises(ConfigError, match="installed: none"):
         AssignmentBook(SITE, {}, {}).routes(submitted())
+
+
+def split(*fractions: float) -> Assignment:
+    """A query that is split over as many plans, alternately remote and local."""
+    plans = [(REMOTE, LOCAL)[at % 2] for at in range(len(fractions))]
+    shares = tuple(PlanShare(plan=plan, fraction=part) for plan, part in zip(plans, fractions, strict=True))
+    return replace(TAKEN, plan=plans[0], split=shares)
+
+
+def test_requests_of_a_split_query_follow_its_plans_by_fraction(book: AssignmentBook) -> None:
+    book.take("q1", split(0.75, 0.25))
+    followed = [book.routes(submitted())[0][0].plan for _ in range(40)]
+    assert followed.count(REMOTE) == 30
+    assert followed.count(LOCAL) == 10
+    # Never more than a request away from the fraction, so a worker sees an even stream.
+    assert all(abs(followed[:n].count(LOCAL) - n / 4) <= 1 for n in range(40))
+
+
+def test_what_a_query_served_in_part_leaves_is_refused(book: AssignmentBook) -> None:
+    book.take("q1", split(0.6))
+    outcomes = []
+    for _ in range(20):
+        try:
+            book.routes(submitted())
+            outcomes.append("served")
+        except RefusedError as error:
+            assert "40% of its requests" in str(error)
+            outcomes.append("refused")
+    assert outcomes.count("served") == 12
+
+
+@pytest.mark.parametrize("fractions", [(0.6, 0.6), (0.0, 1.0), (-0.5, 0.5), (float("nan"),)])
+def test_fractions_that_are_no_shares_are_refused(
+    book: AssignmentBook, fractions: tuple[float, ...]
+) -> None:
+    assert "not shares of its requests" in (book.take("q1", split(*fractions)) or "")
+
+
+def test_every_plan_of_a_split_query_has_to_fit(book: AssignmentBook) -> None:
+    bad = replace(LOCAL, placement=dict.fromkeys(LOCAL.placement, "nowhere"))
+    assignment = split(0.5, 0.5)
+    shares = (assignment.split[0], PlanShare(plan=bad, fraction=0.5))
+    assert "cannot be reached" in (book.take("q1", replace(assignment, split=shares)) or "")
+
+
+def test_a_split_query_keeps_the_variants_of_all_its_plans(book: AssignmentBook) -> None:
+    book.take("q1", split(0.5, 0.5))
+    remote_only = {f"{name}" for name, site in REMOTE.placement.items() if site == SITE}
+    local = {variant.partition("[")[0] for variant in book.local_variants("q1")}
+    assert local == set(LOCAL.placement) >= remote_only

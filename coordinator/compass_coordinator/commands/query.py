@@ -29,6 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     submit.add_argument("--accuracy", type=float, required=True, help="least mean of the metric, in [0, 1]")
     submit.add_argument("--cost", type=float, required=True, metavar="USD", help="most per 1,000 requests")
     submit.add_argument("--weight", type=float, default=1.0, help="how much it counts (default: 1)")
+    submit.add_argument(
+        "--divisible", action="store_true", help="it may be split over several plans, or served in part"
+    )
     submit.set_defaults(run=_submit)
     withdraw.set_defaults(run=_withdraw)
 
@@ -40,6 +43,7 @@ def _submit(args: argparse.Namespace) -> int:
         pipeline=checked_name(args.pipeline, "pipeline"),
         rate_hz=args.rate,
         weight=args.weight,
+        divisible=args.divisible,
         slo=Slo(latency_p95_s=args.latency, accuracy=args.accuracy, cost_usd_per_1000=args.cost),
     )
     payload = codec.encode(QueryMessage(query=check_query(query)))
