@@ -15,10 +15,10 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-demo install-dev clean distclean
+.PHONY: help demo test lint format bench bench-agent bench-demo bench-matcher bench-planner install-dev clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## run the read-text fleet on this machine (ARGS="--seconds 30")
 	@$(BIN)/compass demo $(ARGS)
@@ -36,13 +36,19 @@ format: $(DEV) ## let ruff format and repair what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-bench: bench-agent bench-demo ## run all benchmarks; tables here, JSON in bench/results
+bench: bench-agent bench-demo bench-matcher bench-planner ## run all benchmarks; tables here, JSON in bench/results
 
 bench-agent: $(DEV) ## what the agent adds to the bare operators
 	@$(BIN)/python bench/agent.py $(ARGS)
 
 bench-demo: $(DEV) ## predicted against measured latency in the demo's fleet
 	@$(BIN)/python bench/demo.py $(ARGS)
+
+bench-matcher: $(DEV) ## the matcher beside LP, MILP, greedy, POP and dede
+	@$(BIN)/python bench/matcher.py $(ARGS)
+
+bench-planner: $(DEV) ## templates, evaluation, candidates and search, beside planning each query alone
+	@$(BIN)/python bench/planner.py $(ARGS)
 
 install-dev: $(DEV) ## only make .venv, with everything that developers need
 
