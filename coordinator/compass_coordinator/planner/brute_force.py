@@ -91,8 +91,13 @@ def candidates_within(
 
 
 def serving(estimates: Estimates, query: Query, capacities: Mapping[str, float]) -> Indices:
-    """Rows that meet a query's whole SLO and fit the capacities while nobody else uses them."""
+    """Rows that meet a query's whole SLO and fit the capacities while nobody else uses them.
+
+    Of a divisible query a fraction has to fit, not the whole.
+    """
     limits = np.array([capacities[resource] for resource in estimates.resources])
+    if query.divisible:
+        limits = np.where(limits > 0, np.inf, 0.0)
     # Comparisons with nan (not measured) are false, so such plans never pass.
     return np.flatnonzero(
         (estimates.latency_p95_s <= query.slo.latency_p95_s)

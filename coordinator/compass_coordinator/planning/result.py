@@ -1,0 +1,93 @@
+"""What planning a fleet results in, and what every way of planning one needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from compass_coordinator.planner.fallback import best_local_plan
+from compass_coordinator.planner.refusal import Refusal
+from compass_shared.errors import PlanningError, ProfileError
+from compass_shared.plan import Plan, PlanShare
+from compass_shared.problem import Problem
+from compass_shared.query import Query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlan:
+    """What a fleet is to run."""
+
+    plans: Mapping[str, Plan]
+    """Query name -> plan, with its estimate at the load that results from all of them."""
+    refusals: Mapping[str, Refusal]
+    """Why each of the other queries has none."""
+    fallbacks: Mapping[str, Plan]
+    """Query name -> what it can do at its origin alone; not for queries that were not measured there."""
+    goodput: float
+    """Weight of the queries that are served; each meets its whole SLO."""
+    cost_usd_per_s: float
+    """Of all served queries at their rates."""
+    bound: float
+    """No set of plans could have a larger goodput, even if nobody ever waited."""
+    seconds: Mapping[str, float]
+    """Stage -> time spent in it."""
+    split: Mapping[str, tuple[PlanShare, ...]] = field(default_factory=dict)
+    """Query name -> its plans with fractions, for the divisible queries that were given several or a part."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """Resource -> weight that one more unit of it would serve (0 where there is enough)."""
+
+    @property
+    def gap(self) -> float:
+        """``(bound - goodput) / bound``: no more than this share of the best goodput is missed."""
+        return (self.bound - self.goodput) / self.bound if self.bound > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Time spent in the stages of planning."""
+
+    timer: Callable[[], float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._last_s = self.timer()
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to a stage."""
+        now_s = self.timer()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._last_s
+        self._last_s = now_s
+
+
+def require_distinct_names(problem: Problem) -> None:
+    """Refuse a problem in which a name stands for two queries.
+
+    Raises:
+        PlanningError: Naming them.
+    """
+    counted = Counter(query.name for query in problem.queries)
+    if twice := sorted(name for name, count in counted.items() if count > 1):
+        raise PlanningError(f"query names must differ; given more than once: {', '.join(twice)}")
+
+
+def unknown_to(problem: Problem, query: Query) -> str | None:
+    """What a query refers to and the problem does not know: one such query must not stop the others."""
+    if query.pipeline not in problem.pipelines:
+        return f"pipeline {query.pipeline!r} is not known"
+    if query.origin not in problem.sites:
+        return f"its origin {query.origin!r} is not a known site"
+    return None
+
+
+def fallbacks_of(problem: Problem) -> dict[str, Plan]:
+    """What each query can do at its origin alone."""
+    fallbacks = {}
+    for query in problem.queries:
+        # Without measurements at the origin there is nothing to choose by; such a query has no fallback.
+        if unknown_to(problem, query) is None:
+            with contextlib.suppress(ProfileError):
+                fallbacks[query.name] = best_local_plan(problem, query)
+    return fallbacks
