@@ -27,8 +27,12 @@ _NAMED = re.compile(r"(?:unknown|missing required) field `([^`]+)`")
 _TOML_LINE = re.compile(r"\(at line (\d+)")
 
 
-def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+def read_toml(path: Path, *, limit_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Any], str]:
     """Read and parse one TOML file.
+
+    Args:
+        path: The file.
+        limit_bytes: Larger ones are refused.
 
     Returns:
         The parsed tables and the text, for ``line_of``.
@@ -37,8 +41,8 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         ConfigError: If it cannot be read, is too large, or is not TOML.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"larger than {MAX_FILE_BYTES} bytes", file=path)
+        if path.stat().st_size > limit_bytes:
+            raise ConfigError(f"larger than {limit_bytes} bytes", file=path)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text: {error.reason}", file=path) from error
