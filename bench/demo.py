@@ -24,7 +24,8 @@ from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, load_planned
 from compass_coordinator.demo.options import DemoOptions
 from compass_coordinator.demo.run import DemoResult, PhaseResult, document_of, run_demo
 from compass_coordinator.demo.scores import nearest_rank
-from compass_coordinator.measurements import load_measurements, problem_from
+from compass_coordinator.measurements import load_measurements
+from compass_coordinator.what_if import problem_from
 from compass_shared.evaluate import resulting_loads, segment_works
 from compass_shared.fleet_file import load_fleet
 from compass_shared.plan import Plan
@@ -90,9 +91,8 @@ def _show() -> Any:
 
 def _problem(options: DemoOptions) -> Problem:
     pipelines, accuracy = load_planned([options.bundle], [options.accuracy])
-    (pipeline,) = pipelines.values()
     measured = load_measurements(options.work / "measured.json")
-    return problem_from(load_fleet(options.fleet_file), pipeline, measured, accuracy[pipeline.name])
+    return problem_from(load_fleet(options.fleet_file), pipelines, [measured], accuracy)
 
 
 def _row(problem: Problem, query: Query, phase: PhaseResult) -> dict[str, Any]:

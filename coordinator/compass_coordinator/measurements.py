@@ -1,25 +1,134 @@
-"""Measurements of a fleet as a file: what agents reported, to plan from offline."""
+"""Profiles of a fleet as a file: what agents measured or people wrote down, to plan from offline.
+
+Work is given for single sites (``sites``, as the coordinator saves it) or for kinds of site (``kinds``): the
+sites of a fleet file name their kind and differ from it by slowdowns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ProfileError
+from compass_shared.figures import NotNegative, Number, Positive
 from compass_shared.files import write_atomically
-from compass_shared.fleet_file import AgentTable, Fleet
-from compass_shared.pipeline import Pipeline
-from compass_shared.problem import Problem
-from compass_shared.profile import AccuracyTable, SiteProfile
-from compass_shared.site import Link, Site, Tier
+from compass_shared.problem import Z95, Problem
+from compass_shared.profile import OperatorProfile, SiteProfile
+from compass_shared.site import Link
 
 SCHEMA = 1
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One operator variant: time of one call and size of what it returns."""
+
+    mean_s: NotNegative
+    output_mean_bytes: NotNegative
+    """As sent, when the next operator runs elsewhere."""
+    var_s2: NotNegative = 0.0
+    """Variance over inputs and repeats: the square of the standard deviation."""
+    p95_s: NotNegative | None = None
+    """For people to read; None: of a normal distribution with this mean and variance."""
+    count: Number = 0
+    """Measured calls; 0 for figures that nobody measured."""
+    output_var_bytes2: NotNegative = 0.0
+    speed_class: str = ""
+    """What scales alike from site to site; empty: the operator's own, from pipeline.toml."""
+    memory_bytes: NotNegative = 0.0
+    """Room that the variant takes at a site, however many queries use it."""
+    variant: str = ""
+    """The key again, as agents write it."""
+
+    def profile(self, variant: str, speed_class: str) -> OperatorProfile:
+        """The same as planners take it.
+
+        Args:
+            variant: Its key.
+            speed_class: If it has none of its own.
+        """
+        return OperatorProfile(
+            variant=variant,
+            mean_s=self.mean_s,
+            var_s2=self.var_s2,
+            p95_s=self.mean_s + Z95 * self.var_s2**0.5 if self.p95_s is None else self.p95_s,
+            count=self.count,
+            output_mean_bytes=self.output_mean_bytes,
+            output_var_bytes2=self.output_var_bytes2,
+            speed_class=self.speed_class or speed_class,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+class KindWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Work of one pipeline at sites of one kind."""
+
+    kind: Text
+    """What ``kind`` of ``[[sites]]`` names."""
+    pipeline: Text
+    operators: dict[str, VariantWork]
+    """Variant key, ``detect[model=small,side=320]``, -> work; what is not listed cannot be chosen."""
+    request_mean_bytes: NotNegative
+    """Size of a request's own input."""
+    request_var_bytes2: NotNegative = 0.0
+    digest: str = ""
+    """Of the pipeline that was measured; empty: not checked."""
+
+
+class SiteWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Work of one pipeline at one site."""
+
+    site: Text
+    pipeline: Text
+    operators: dict[str, VariantWork]
+    """Variant key -> work."""
+    request_mean_bytes: NotNegative
+    request_var_bytes2: NotNegative = 0.0
+    digest: str = ""
+    emulated: str | None = None
+    """Device profile that was emulated, or None for the machine itself."""
+    slowdowns: dict[str, Positive] = {}
+    """Speed class -> time here over the times above."""
+    overhead_s: NotNegative = 0.0
+
+
+class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One direction of the way between two sites."""
+
+    source: Text
+    target: Text
+    rtt_s: NotNegative
+    rtt_var_s2: NotNegative = 0.0
+    bandwidth_bps: Positive
+    """Bytes per second in this direction."""
+    bandwidth_rel_sd: NotNegative = 0.0
+    utilisation_cap: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.7
+
+    def link(self) -> Link:
+        """The same as planners take it."""
+        return Link(**msgspec.structs.asdict(self))
 
 
 class MeasurementsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
+
+    schema: int
+    kind: str
+    """``measurements``."""
+    provenance: dict[str, object] = {}
+    """Where the figures come from, for people."""
+    sites: tuple[SiteWork, ...] = ()
+    links: tuple[LinkFigures, ...] = ()
+    kinds: tuple[KindWork, ...] = ()
+
+
+class _Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written: the same fields, straight from the types of a problem."""
 
     schema: int
     kind: str
@@ -29,7 +138,7 @@ class MeasurementsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 def save_measurements(path: Path, problem: Problem) -> None:
     """Write what a problem's sites and links measured, all of it or nothing."""
-    document = MeasurementsDocument(
+    document = _Saved(
         schema=SCHEMA,
         kind="measurements",
         sites=tuple(problem.profiles.values()),
@@ -39,55 +148,31 @@ def save_measurements(path: Path, problem: Problem) -> None:
 
 
 def load_measurements(path: Path) -> MeasurementsDocument:
-    """Read measurements.
+    """Read profiles.
 
     Raises:
         ProfileError: If they cannot be read.
     """
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ProfileError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give --profiles several files")
         document = msgspec.json.decode(path.read_bytes(), type=MeasurementsDocument)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{path}: {error}") from error
     if document.schema != SCHEMA or document.kind != "measurements":
         raise ProfileError(f"{path}: expected measurements of schema {SCHEMA}")
     return document
 
 
-def problem_from(
-    fleet: Fleet, pipeline: Pipeline, measured: MeasurementsDocument, accuracy: AccuracyTable
-) -> Problem:
-    """The planning problem of a fleet file with measurements.
+def operators_of(
+    work: Mapping[str, VariantWork], speed_classes: Mapping[str, str]
+) -> dict[str, OperatorProfile]:
+    """Work by variant as planners take it.
 
-    Raises:
-        ConfigError: If a device profile is missing.
-        ProfileError: If the measurements are of another version of the pipeline.
+    Args:
+        work: Variant key -> figures.
+        speed_classes: Variant key -> the operator's own speed class.
     """
-    for profile in measured.sites:
-        if profile.pipeline == pipeline.name and profile.digest != pipeline.digest:
-            raise ProfileError(
-                f"site {profile.site!r} measured {pipeline.name!r} {profile.digest[:12]}, "
-                f"the pipeline is {pipeline.digest[:12]}: measure again"
-            )
-    return Problem(
-        pipelines={pipeline.name: pipeline},
-        sites={agent.name: site_of(agent) for agent in fleet.agents},
-        links={(link.source, link.target): link for link in measured.links},
-        profiles={(profile.site, profile.pipeline): profile for profile in measured.sites},
-        accuracy={pipeline.name: accuracy},
-        queries=tuple(query for query in fleet.queries if query.pipeline == pipeline.name),
-    )
-
-
-def site_of(agent: AgentTable) -> Site:
-    """The site of an agent of a fleet file, as its device profile describes it."""
-    profile = find_device_profile(agent.profile)
-    return Site(
-        name=agent.name,
-        tier=agent.tier,
-        cores=float(int(agent.cores or max(1.0, profile.cores.value))),
-        utilisation_cap=agent.utilisation_cap or profile.utilisation_cap,
-        prices=profile.prices(),
-        power_w=profile.power_w.value if agent.tier is Tier.DEVICE else 0.0,
-    )
+    return {key: found.profile(key, speed_classes.get(key, "")) for key, found in work.items()}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from compass_coordinator.cli import main
-from compass_coordinator.measurements import load_measurements, problem_from, save_measurements, site_of
+from compass_coordinator.measurements import load_measurements, save_measurements
+from compass_coordinator.what_if import problem_from, site_of
 from compass_shared.errors import ProfileError
 from compass_shared.fleet_file import load_fleet
 from compass_shared.pipeline import variant_key
@@ -70,7 +71,9 @@ def bundle(tmp_path: Path) -> Path:
 def profile(bundle: Path, site: str, mean_s: float) -> SiteProfile:
     """Every variant takes as long."""
     pipeline = load_pipeline(bundle)
-    keys = [variant_key(op.name, knobs) for op in pipeline.operators for knobs in op.variants()]
+    classes = {
+        variant_key(op.name, knobs): op.speed_class for op in pipeline.operators for knobs in op.variants()
+    }
     return SiteProfile(
         site=site,
         pipeline=pipeline.name,
@@ -83,8 +86,9 @@ def profile(bundle: Path, site: str, mean_s: float) -> SiteProfile:
                 p95_s=1.2 * mean_s,
                 count=9,
                 output_mean_bytes=100.0,
+                speed_class=speed_class,
             )
-            for key in keys
+            for key, speed_class in classes.items()
         },
         request_mean_bytes=1000.0,
         emulated="phone-midrange" if site == "phone" else None,
@@ -115,8 +119,8 @@ def measured(bundle: Path, *, sites: Sequence[str] = ("phone", "edge")) -> Probl
 def test_measurements_come_back_as_they_were(bundle: Path, tmp_path: Path) -> None:
     problem, file = measured(bundle), tmp_path / "measured.json"
     save_measurements(file, problem)
-    (pipeline,), (accuracy,) = problem.pipelines.values(), problem.accuracy.values()
-    found = problem_from(load_fleet(tmp_path / "fleet.toml"), pipeline, load_measurements(file), accuracy)
+    fleet = load_fleet(tmp_path / "fleet.toml")
+    found = problem_from(fleet, problem.pipelines, [load_measurements(file)], problem.accuracy)
     assert found == problem
 
 

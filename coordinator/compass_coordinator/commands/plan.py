@@ -9,10 +9,11 @@ from pathlib import Path
 
 from compass_coordinator.commands.coordinator import plan_document
 from compass_coordinator.commands.files import add_accuracy_z, load_planned
-from compass_coordinator.measurements import load_measurements, problem_from
+from compass_coordinator.measurements import load_measurements
 from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.what_if import problem_from
 from compass_shared.fleet_file import load_fleet
 from compass_shared.problem import Problem
 
@@ -36,10 +37,7 @@ def run(args: argparse.Namespace) -> int:
     pipelines, accuracy = load_planned(
         [args.pipeline], [args.accuracy] if args.accuracy else [], z=args.accuracy_z
     )
-    (pipeline,) = pipelines.values()
-    problem = problem_from(
-        load_fleet(args.fleet), pipeline, load_measurements(args.profiles), accuracy[pipeline.name]
-    )
+    problem = problem_from(load_fleet(args.fleet), pipelines, [load_measurements(args.profiles)], accuracy)
     plan = plan_fleet(problem, POLICIES[args.policy], timer=time.perf_counter)
     if args.json:
         print(json.dumps(plan_document(problem, plan), indent=2))
