@@ -387,8 +387,8 @@ class CoordinatorCore:
 
     def _without_plan(self, query: str, reason: str) -> list[ev.Action]:
         pending = self._pending[query]
-        assignment = replace(pending.decision.assignment, plan=None, workers={}, refusal=reason)
-        pending.decision = replace(pending.decision, assignment=assignment, shares={})
+        nothing = replace(pending.decision.assignment, plan=None, split=(), workers={}, refusal=reason)
+        pending.decision = replace(pending.decision, assignment=nothing, shares={})
         pending.waiting = set()
         return self._release(query)
 

@@ -12,6 +12,7 @@ from compass_coordinator.core import REJOIN_S, SHARE_TIMEOUT_S, CoordinatorCore
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planner import POLICIES
 from compass_coordinator.planning import plan_fleet
+from compass_shared.evaluate import estimate_at_load
 from compass_shared.messages import (
     AckMessage,
     AssignmentMessage,
@@ -21,9 +22,11 @@ from compass_shared.messages import (
     ShareMessage,
     StatusMessage,
 )
+from compass_shared.plan import PlanShare
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.site import Prices, Tier
+from compass_shared.splitting import in_parts
 from compass_shared.topics import Kind
 from support.problems import LOOSE, FleetShape, random_problem, with_queries
 
@@ -160,6 +163,53 @@ def test_without_the_worker_the_query_has_no_plan_and_knows_why(refused: bool) -
     assert told.fallback is not None
     assert ("no such model" if refused else "did not take its share in time") in str(told.refusal)
     assert (Kind.SHARE, WORKER) in _topics([send for send in coordinator.said if send.message is None])
+
+
+def _split(coordinator: Coordinator) -> tuple[ev.Planned, float]:
+    """Plans of one divisible query: a quarter of its requests in the cloud, the rest on the device."""
+    query = replace(coordinator.query, divisible=True)
+    problem = with_queries(coordinator.problem, query)
+    whole = {
+        policy: plan_fleet(problem, POLICIES[policy]).plans[query.name] for policy in ("cloud", "device")
+    }
+    fractions = {"cloud": 0.25, "device": 0.75}
+    parts, running = in_parts(
+        problem,
+        {},
+        {query.name: [PlanShare(plan=whole[name], fraction=part) for name, part in fractions.items()]},
+    )
+    plans = {name: replace(plan, estimate=None) for name, plan in running.items()}
+    estimates = estimate_at_load(parts, plans)
+    shares = tuple(
+        PlanShare(plan=replace(plans[name], estimate=estimates[name]), fraction=fraction)
+        for name, fraction in zip(plans, fractions.values(), strict=True)
+    )
+    fleet = replace(plan_fleet(problem), plans={}, split={query.name: shares})
+    cores = estimates[next(iter(plans))].demand["cores@" + WORKER]
+    return ev.Planned(version=1, problem=problem, plan=fleet), cores
+
+
+def test_a_split_query_has_one_share_a_worker_and_all_its_plans() -> None:
+    coordinator = Coordinator()
+    planned, cores = _split(coordinator)
+    coordinator(planned)
+    share = _share(coordinator.said)
+    assert share.rate_hz == pytest.approx(0.25 * coordinator.query.rate_hz)
+    assert share.cores == pytest.approx(cores)
+    coordinator.acked(share)
+    told = _assignment(coordinator.said).assignment
+    assert [part.fraction for part in told.split] == [0.25, 0.75]
+    assert told.plan == told.split[1].plan, "an agent that knows no splits runs the larger part"
+    assert coordinator(planned) == []
+
+
+def test_a_split_query_whose_worker_refuses_has_no_plan_at_all() -> None:
+    coordinator = Coordinator()
+    planned, _ = _split(coordinator)
+    coordinator(planned)
+    coordinator.acked(_share(coordinator.said), problem="no such model")
+    told = _assignment(coordinator.said).assignment
+    assert (told.plan, told.split) == (None, ())
 
 
 def test_an_answer_to_an_earlier_share_is_not_one_to_this() -> None:
