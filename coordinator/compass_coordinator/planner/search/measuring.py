@@ -1,0 +1,226 @@
+"""Search where an accuracy is known only once it is measured, and measuring is what costs.
+
+Latency, cost and demand of every config are known beforehand; accuracy alone is not. So each measurement goes
+to the config that promises most: (what its best plan would save against the best plan so far) x (how likely a
+surrogate thinks it accurate enough). Configs that no placement serves, or that would save nothing, are never
+measured; an optimiser that sees the objective as a black box has to learn both from measurements. Until
+something serves, the likeliest config goes first.
+
+The configs to choose among are grown by local moves (one operator's variant changed) from the most promising
+ones. There is no bound: an unmeasured config may be cheap and accurate, whatever was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from compass_coordinator.estimator import Floats, Indices
+from compass_coordinator.planner.search.labels import placements_below
+from compass_coordinator.planner.search.relaxation import complete, relax
+from compass_coordinator.planner.search.result import Budget, Judge, Judged, SearchResult
+from compass_coordinator.planner.search.surrogate import Surrogate, Variances, first_variances, fit
+from compass_coordinator.planner.search.tables import SCORE, Tables
+from compass_shared.errors import PlanningError
+from compass_shared.pipeline import Config
+
+MeasureAccuracy: TypeAlias = Callable[[Config], float]
+"""Accuracy of a config, in [0, 1]; each call is an evaluation."""
+
+FIRST = 12
+"""Configs measured before the surrogate is asked, spread so that each variant is seen about equally often."""
+STARTS, PARENTS, MOVES = 64, 8, 4
+"""Random configs a pool starts with, configs that moves start from, and rounds of moves."""
+PRICED = 96
+"""Configs of each round whose best placements are sought."""
+TRIES = 20
+"""Pools without a config worth measuring after which the search ends."""
+NO_BOUND = "no bound: an unmeasured config may be cheap and accurate"
+
+
+def search_measuring(
+    judge: Judge, accuracy: MeasureAccuracy, budget: Budget, seed: int
+) -> Iterator[SearchResult]:
+    """Yield the best plan so far after every measurement."""
+    yield from _Search(judge, accuracy, budget, np.random.default_rng(seed)).run()
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    judge: Judge
+    accuracy: MeasureAccuracy
+    budget: Budget
+    rng: np.random.Generator
+    best: Judged | None = None
+    seen: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Config -> accuracy, in the order of measuring."""
+    hopeless: set[tuple[int, ...]] = field(default_factory=set)
+    """Configs that no placement serves within the other limits, found before measuring them."""
+    trace: list[tuple[int, float]] = field(default_factory=list)
+    variances: Variances = field(init=False)
+
+    def run(self) -> Iterator[SearchResult]:
+        self.variances = first_variances(len(self._tables.counts))
+        yield self._result()
+        for choice in self._first():
+            if self._spent():
+                return
+            if self._measure(choice):
+                yield self._result()
+        idle = 0
+        while not self._spent() and idle < TRIES:
+            choice = self._most_promising()
+            if choice is not None and self._measure(choice):
+                idle = 0
+                yield self._result()
+            else:
+                idle += 1
+
+    @property
+    def _tables(self) -> Tables:
+        return self.judge.tables
+
+    def _limits(self) -> tuple[float, float]:
+        slo = self.judge.query.slo
+        return slo.latency_p95_s, slo.cost_usd_per_1000 / 1000
+
+    def _score(self) -> float:
+        return self.best.score if self.best is not None and self.best.violation == 0 else math.inf
+
+    def _spent(self) -> bool:
+        return len(self.seen) >= self.budget.evaluations or self.budget.out_of_time()
+
+    def _first(self) -> Indices:
+        """A Latin design, each config moved until some placement could serve it."""
+        counts = self._tables.counts
+        columns = [self.rng.permutation(np.arange(FIRST) % count) for count in counts]
+        design = np.stack(columns, axis=1)
+        for _ in range(4 * len(counts)):
+            poor = np.flatnonzero(~np.isfinite(relax(self._tables, design, *self._limits()).bound))
+            if not len(poor):
+                break
+            operator = self.rng.integers(len(counts), size=len(poor))
+            design[poor, operator] = self.rng.integers(np.array(counts)[operator])
+        return design
+
+    def _measure(self, choice: Indices) -> bool:
+        """Measure one config if a placement may serve it and it is new."""
+        key = tuple(choice.tolist())
+        if key in self.seen or key in self.hopeless:
+            return False
+        sites = self._placed(choice)
+        if sites is None:
+            self.hopeless.add(key)
+            return False
+        accuracy = float(self.accuracy(self._tables.config(choice)))
+        if not 0 <= accuracy <= 1:
+            raise PlanningError(f"a measured accuracy is {accuracy}; it must lie in [0, 1]")
+        self.seen[key] = accuracy
+        found = self.judge.judge(choice, sites, accuracy)
+        if found.beats(self.best):
+            self.best = found
+            if found.violation == 0:
+                self.trace.append((len(self.seen), found.score))
+        return True
+
+    def _placed(self, choice: Indices) -> Indices | None:
+        """The cheapest placement that keeps latency, cost and capacities and beats the best plan."""
+        choices = choice[np.newaxis]
+        relaxed = relax(self._tables, choices, *self._limits())
+        if not relaxed.bound[0] < self._score():
+            return None
+        leaves = placements_below(self._tables, choices, relaxed, *self._limits(), self._score())
+        # Accuracy aside: what the rest of the SLO makes of the placement.
+        for sites in leaves.sites[:100]:
+            if self.judge.judge(choice, sites, 1.0).violation == 0:
+                return np.asarray(sites)
+        return None
+
+    def _most_promising(self) -> Indices | None:
+        """Grow a pool by local moves and take the config that promises most."""
+        choices, accuracy = np.array(list(self.seen), dtype=np.int64), np.array(list(self.seen.values()))
+        if not len(choices):
+            return None
+        model = fit(self._tables.counts, choices, accuracy, self.variances)
+        self.variances = model.variances
+        pool = np.concatenate([choices[-PARENTS:], self._parents(choices, accuracy), self._random(STARTS)])
+        top, merit = self._ranked(pool, model)
+        for _ in range(MOVES):
+            pool = np.concatenate([top[:PARENTS], self._moved(top[:PARENTS])])
+            top, merit = self._ranked(np.unique(pool, axis=0), model)
+        return top[0] if len(top) and merit[0] > -math.inf else None
+
+    def _parents(self, choices: Indices, accuracy: Floats) -> Indices:
+        """Measured configs that are accurate enough and cheap, or else the most accurate."""
+        cheap = complete(self._tables, choices, {SCORE: 1.0}).least
+        enough = accuracy >= self.judge.query.slo.accuracy
+        return choices[np.lexsort((-accuracy, np.where(enough, cheap, np.inf)))[:PARENTS]]
+
+    def _random(self, count: int) -> Indices:
+        return self.rng.integers(np.array(self._tables.counts), size=(count, len(self._tables.counts)))
+
+    def _moved(self, parents: Indices) -> Indices:
+        """Every config that differs from a parent in one operator."""
+        moved = []
+        for operator, count in enumerate(self._tables.counts):
+            for variant in range(count):
+                changed = parents.copy()
+                changed[:, operator] = variant
+                moved.append(changed)
+        return np.concatenate(moved)
+
+    def _ranked(self, pool: Indices, model: Surrogate) -> tuple[Indices, Floats]:
+        """Those of a pool that could be measured, the most promising first, and what they promise."""
+        new = [tuple(row) not in self.seen and tuple(row) not in self.hopeless for row in pool.tolist()]
+        pool = pool[np.array(new, dtype=np.bool_)]
+        floor = complete(self._tables, pool, {SCORE: 1.0}).least
+        pool, floor = pool[floor < self._score()], floor[floor < self._score()]
+        log_likely = self._log_likely(pool, model)
+        likely = np.argsort(-self._merit(log_likely, floor), kind="stable")[:PRICED]
+        pool, log_likely = pool[likely], log_likely[likely]
+        relaxed = relax(self._tables, pool, *self._limits())
+        merit = self._merit(log_likely, np.where(np.isfinite(relaxed.score), relaxed.score, relaxed.bound))
+        order = np.argsort(-merit, kind="stable")
+        return pool[order], merit[order]
+
+    def _log_likely(self, pool: Indices, model: Surrogate) -> Floats:
+        """Logarithm of the chance that each config is accurate enough."""
+        mean, spread = model.predict(pool)
+        return _log_normal_cdf((mean - self.judge.query.slo.accuracy) / spread)
+
+    def _merit(self, log_likely: Floats, score: Floats) -> Floats:
+        """Logarithm of the expected saving; while nothing serves, of the chance to serve."""
+        saving = np.where(np.isfinite(score), 1.0, 0.0)
+        if math.isfinite(self._score()):
+            saving = np.maximum(self._score() - score, 0.0)
+        return log_likely + np.log(saving, out=np.full_like(saving, -np.inf), where=saving > 0)
+
+    def _result(self) -> SearchResult:
+        serves = math.isfinite(self._score())
+        reason = NO_BOUND if serves else f"none found in {len(self.seen)} measurements; {NO_BOUND}"
+        return SearchResult(
+            plan=None if self.best is None else self.best.plan,
+            score=self._score(),
+            violation=math.inf if self.best is None else self.best.violation,
+            bound=None,
+            evaluations=len(self.seen),
+            trace=tuple(self.trace),
+            reason=reason,
+        )
+
+
+def _log_normal_cdf(z: Floats) -> Floats:
+    """Logarithm of the standard normal distribution function, to a few per cent, far tails included.
+
+    Source: W. Page, Approximations to the Cumulative Normal Function, Applied Statistics 1977:
+    ``1 / (1 + exp(-2y))`` with ``y = sqrt(2 / pi) (z + 0.044715 z^3)``; below -3 the tail's own expansion.
+    """
+    y = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    near = -np.logaddexp(0.0, -2 * y)
+    far = np.minimum(z, -3.0)
+    tail = -0.5 * far**2 - np.log(-far * math.sqrt(2 * math.pi)) - 1 / far**2
+    return np.asarray(np.where(z < -3, tail, near))
