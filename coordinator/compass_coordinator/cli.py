@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ _COMMANDS = {
     "coordinator": "run the coordinator of a fleet",
     "plan": "plan a fleet from files, without running anything",
     "query": "submit or withdraw a query in the name of a device",
+    "schema": "print the JSON Schema of a file that Compass reads or writes",
 }
 
 _EXAMPLES = """\
@@ -31,11 +33,15 @@ examples:
   compass demo --seconds 30 --json demo.json
   compass coordinator --broker mqtt://192.0.2.1 --bundle examples/read_text
   compass plan --pipeline examples/read_text --fleet examples/read_text/fleet.toml --profiles measured.json
+  compass plan --pipeline P.toml --fleet F.toml --profiles R.json --accuracy T.json --explain kitchen
+  compass plan --pipeline P.toml --fleet F.toml --profiles R.json --accuracy T.json --objective cost
+  compass schema fleet
   compass query submit kitchen --broker mqtt://192.0.2.1 --origin phone --pipeline read-text \\
       --rate 0.5 --latency 0.8 --accuracy 0.9 --cost 0.05
   compass query withdraw kitchen --broker mqtt://192.0.2.1 --origin phone
 
-exit codes: 0 all well, 1 it failed, 2 wrong usage or a wrong file, 130 interrupted
+exit codes: 0 all well, 1 it failed, 2 wrong usage or a wrong file, 130 interrupted;
+  plan --objective cost: 1 also if some query cannot be served
 """
 
 
@@ -50,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream=sys.stderr,
         )
         code: int = args.run(args)
+        sys.stdout.flush()
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is not None and "demo" in arguments[:2]:
@@ -70,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough: compass plan ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     return code
 
 

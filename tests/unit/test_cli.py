@@ -22,7 +22,7 @@ from support.bundles import write_tiny_accuracy, write_tiny_bundle
 from support.fleets import BrokerProcess, retained_at
 
 AGENT = ["run", "worker", "probe", "accuracy", "models"]
-COORDINATOR = ["demo", "coordinator", "plan", "query"]
+COORDINATOR = ["demo", "coordinator", "plan", "query", "schema"]
 
 CLIS = {"compass-agent": agent_cli.main, "compass": coordinator_cli.main}
 

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from compass_coordinator.commands.files import add_accuracy_z, cache_root, load_planned
 from compass_coordinator.measurements import save_measurements
-from compass_coordinator.planline import plan_line
+from compass_coordinator.plan_document import plan_document
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan
 from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell
@@ -123,45 +121,6 @@ def event_of(notice: Notice) -> dict[str, object]:
         "seconds": notice.data["seconds"],
         "left_out": notice.data["left_out"],
         **plan_document(problem, plan),
-    }
-
-
-def plan_document(problem: Problem, plan: FleetPlan) -> dict[str, object]:
-    """A fleet's plan as JSON: every site, link and query with what was decided."""
-    return {
-        "goodput": plan.goodput,
-        "bound": plan.bound,
-        "cost_usd_per_s": plan.cost_usd_per_s,
-        "stages_s": dict(plan.seconds),
-        "profiled": sorted(site for site, _ in problem.profiles),
-        "links": sorted(f"{source}>{target}" for source, target in problem.links),
-        "sites": {
-            name: {
-                "tier": site.tier.value,
-                "cores": site.cores,
-                "utilisation_cap": site.utilisation_cap,
-                "compute_s_usd": site.compute_s_usd,
-                "egress_byte_usd": site.prices.egress_byte_usd,
-                "emulated": next((p.emulated for (at, _), p in problem.profiles.items() if at == name), None),
-            }
-            for name, site in problem.sites.items()
-        },
-        "queries": {
-            query.name: {
-                "query": msgspec.to_builtins(query),
-                "plan": msgspec.to_builtins(plan.plans.get(query.name)),
-                "line": (
-                    plan_line(problem.pipelines[query.pipeline], plan.plans[query.name])
-                    if query.name in plan.plans
-                    else None
-                ),
-                "refusal": (
-                    plan.refusals[query.name].error().detail if query.name in plan.refusals else None
-                ),
-                "binding": (plan.refusals[query.name].binding.value if query.name in plan.refusals else None),
-            }
-            for query in problem.queries
-        },
     }
 
 

@@ -1,71 +1,135 @@
-"""``compass plan``."""
+"""``compass plan``: what a fleet that exists in files alone would do."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from compass_coordinator.commands.coordinator import plan_document
+import msgspec
+
 from compass_coordinator.commands.files import add_accuracy_z, load_planned
+from compass_coordinator.commands.plan_text import explanation_text, plan_text, unserved_text
+from compass_coordinator.commands.progress import busy_with
 from compass_coordinator.measurements import load_measurements
-from compass_coordinator.planline import plan_line
+from compass_coordinator.plan_document import describe_plan
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.planning.explanation import Explanation, explain_choice
 from compass_coordinator.what_if import problem_from
-from compass_shared.fleet_file import load_fleet
+from compass_shared.errors import ConfigError
+from compass_shared.fleet_file import Fleet, load_fleet
 from compass_shared.problem import Problem
+
+EXIT_UNSERVED = 1
+"""``--objective cost`` was asked for, and not every query can be served."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--pipeline", type=Path, required=True, metavar="DIR", help="bundle or pipeline.toml")
+    parser.add_argument(
+        "--pipeline",
+        action="append",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="bundle or pipeline.toml; repeat it for more (models and code are not needed)",
+    )
     parser.add_argument("--fleet", type=Path, required=True, metavar="FILE", help="fleet.toml")
-    parser.add_argument("--profiles", type=Path, required=True, metavar="FILE", help="what agents measured")
-    parser.add_argument("--accuracy", type=Path, metavar="FILE", help="in place of the bundle's own table")
+    parser.add_argument(
+        "--profiles",
+        action="append",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what agents measured, or figures that you wrote down (docs/formats.md); repeatable",
+    )
+    parser.add_argument(
+        "--accuracy",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="in place of a bundle's own table; repeatable",
+    )
     add_accuracy_z(parser)
     parser.add_argument(
         "--policy", choices=sorted(POLICIES), default="compass", help="placements to consider"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--objective",
+        choices=("goodput", "cost"),
+        default="goodput",
+        help="goodput: serve as much weight as possible, then cheaply; cost: the cheapest way to serve "
+        "everything, exit code 1 if that cannot be done (default: %(default)s)",
+    )
+    parser.add_argument("--explain", metavar="QUERY", help="say why this query gets its plan, or none")
+    parser.add_argument("--json", action="store_true", help="print JSON (docs/formats.md)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan and print; exit code 0 also when some queries cannot be served."""
-    pipelines, accuracy = load_planned(
-        [args.pipeline], [args.accuracy] if args.accuracy else [], z=args.accuracy_z
-    )
-    problem = problem_from(load_fleet(args.fleet), pipelines, [load_measurements(args.profiles)], accuracy)
-    plan = plan_fleet(problem, POLICIES[args.policy], timer=time.perf_counter)
-    if args.json:
-        print(json.dumps(plan_document(problem, plan), indent=2))
-    else:
-        _show(problem, plan)
+    """Plan and print; exit code 1 only if everything had to be served and cannot be."""
+    problem = _problem(args)
+    if args.explain is not None:
+        _check_named(problem, args.explain)
+    policy = POLICIES[args.policy]
+    with busy_with(f"planning {len(problem.queries):,} queries at {len(problem.sites):,} sites"):
+        plan = plan_fleet(problem, policy, timer=time.perf_counter)
+    explanation = None
+    if args.explain is not None:
+        with busy_with(f"looking at what else there is for {args.explain}"):
+            explanation = explain_choice(problem, plan, args.explain, policy)
+    _show(args, problem, plan, explanation)
+    if args.objective == "cost" and plan.refusals:
+        return EXIT_UNSERVED
     return 0
 
 
-def _show(problem: Problem, plan: FleetPlan) -> None:
-    for query in problem.queries:
-        slo = query.slo
+def _problem(args: argparse.Namespace) -> Problem:
+    with busy_with("reading files"):
+        pipelines, accuracy = load_planned(args.pipeline, args.accuracy, z=args.accuracy_z)
+        fleet = load_fleet(args.fleet)
+        measured = [load_measurements(file) for file in args.profiles]
+        try:
+            problem = problem_from(fleet, pipelines, measured, accuracy)
+        except ConfigError as error:
+            raise ConfigError(error.problem, file=args.fleet, field=error.field) from error
+    _note_left_out(fleet, problem)
+    return problem
+
+
+def _note_left_out(fleet: Fleet, problem: Problem) -> None:
+    others = sorted({query.pipeline for query in fleet.queries} - set(problem.pipelines))
+    if others:
+        left_out = len(fleet.queries) - len(problem.queries)
         print(
-            f"{query.name}: {query.rate_hz:g}/s, p95 <= {1e3 * slo.latency_p95_s:.0f} ms, "
-            f"accuracy >= {slo.accuracy:g}, cost <= {1e3 * slo.cost_usd_per_1000:g} mUSD per 1,000"
+            f"compass: {left_out} queries of pipelines without --pipeline are left out: {', '.join(others)}",
+            file=sys.stderr,
         )
-        chosen = plan.plans.get(query.name)
-        if chosen is None:
-            print(f"  refused: {plan.refusals[query.name].detail}")
-            continue
-        print(f"  {plan_line(problem.pipelines[query.pipeline], chosen)}")
-        if chosen.estimate is not None:
-            print(
-                f"  p95 {1e3 * chosen.estimate.latency_p95_s:.0f} ms, "
-                f"accuracy {chosen.estimate.accuracy:.3f}, "
-                f"{1e3 * chosen.estimate.cost_usd_per_1000:.2f} mUSD per 1,000"
-            )
-    print(
-        f"{len(plan.plans)} of {len(problem.queries)} queries served, "
-        f"goodput {plan.goodput:g} of at most {plan.bound:g}, "
-        f"{3600 * plan.cost_usd_per_s:.4f} USD an hour, planned in {sum(plan.seconds.values()):.2f} s"
-    )
+
+
+def _check_named(problem: Problem, name: str) -> None:
+    if not any(query.name == name for query in problem.queries):
+        known = [query.name for query in problem.queries]
+        more = ", ..." if len(known) > 5 else ""
+        raise ConfigError(f"--explain: no query is called {name!r}; there are {', '.join(known[:5])}{more}")
+
+
+def _show(
+    args: argparse.Namespace, problem: Problem, plan: FleetPlan, explanation: Explanation | None
+) -> None:
+    if args.json:
+        document = describe_plan(problem, plan, explanation=explanation)
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return
+    _print(explanation_text(explanation) if explanation is not None else plan_text(problem, plan))
+    if args.objective == "cost":
+        _print(unserved_text(problem, plan))
+
+
+def _print(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)

@@ -1,0 +1,151 @@
+"""What ``compass plan`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from compass_coordinator.plan_document import decision_line
+from compass_coordinator.planning import FleetPlan
+from compass_coordinator.planning.explanation import Alternative, Charge, Explanation, Said
+from compass_shared.plan import Estimate
+from compass_shared.problem import Problem
+from compass_shared.query import Query
+
+MANY = 40
+"""Of more queries than this only the refused ones are listed."""
+_LISTED = 20
+_INDENT = 21
+
+
+def plan_text(problem: Problem, plan: FleetPlan) -> list[str]:
+    """Every query with its plan (of many: the refused ones), then the totals."""
+    listed = problem.queries
+    lines: list[str] = []
+    if len(listed) > MANY:
+        refused = [query for query in listed if query.name in plan.refusals]
+        listed = tuple(refused[:_LISTED])
+        lines.append(f"{len(problem.queries) - len(refused):,} queries have plans; --json lists them all.")
+        if refused:
+            lines.append(f"{len(refused):,} are refused; the first {len(listed)}:")
+    for query in listed:
+        lines.extend(_decision(problem, plan, query))
+    return [*lines, *_scarce(plan), total_line(problem, plan)]
+
+
+def total_line(problem: Problem, plan: FleetPlan) -> str:
+    """Queries, goodput, cost and time in one line."""
+    served = len(plan.plans) + len(plan.split)
+    return (
+        f"{served:,} of {len(problem.queries):,} queries served, "
+        f"goodput {plan.goodput:g} of at most {plan.bound:g}, "
+        f"{3600 * plan.cost_usd_per_s:.4f} USD an hour, planned in {sum(plan.seconds.values()):.2f} s"
+    )
+
+
+def unserved_text(problem: Problem, plan: FleetPlan) -> list[str]:
+    """What it costs to serve everything, or which queries stand in the way."""
+    if not plan.refusals:
+        return [f"everything is served for {3600 * plan.cost_usd_per_s:.4f} USD an hour"]
+    refused = [query.name for query in problem.queries if query.name in plan.refusals]
+    head = f"not everything can be served: {len(refused):,} of {len(problem.queries):,} queries have no plan"
+    return [head, *(f"  {name}: {plan.refusals[name].detail}" for name in refused)]
+
+
+def query_line(query: Query) -> str:
+    """A query with its SLO."""
+    slo = query.slo
+    return (
+        f"{query.name}: {query.rate_hz:g}/s, p95 <= {1e3 * slo.latency_p95_s:.0f} ms, "
+        f"accuracy >= {slo.accuracy:g}, cost <= {1e3 * slo.cost_usd_per_1000:g} mUSD per 1,000"
+    )
+
+
+def _decision(problem: Problem, plan: FleetPlan, query: Query) -> Iterator[str]:
+    yield query_line(query)
+    if query.name in plan.refusals:
+        yield f"  refused: {plan.refusals[query.name].detail}"
+        return
+    yield f"  {decision_line(problem.pipelines[query.pipeline], plan, query.name)}"
+    whole = plan.plans.get(query.name)
+    if whole is not None and whole.estimate is not None:
+        yield f"  {_predicted(whole.estimate)}"
+
+
+def _predicted(estimate: Estimate) -> str:
+    return (
+        f"p95 {1e3 * estimate.latency_p95_s:.0f} ms, accuracy {estimate.accuracy:.3f}, "
+        f"{1e3 * estimate.cost_usd_per_1000:.2f} mUSD per 1,000"
+    )
+
+
+def _scarce(plan: FleetPlan) -> Iterator[str]:
+    """Resources that have a price, the dearest first."""
+    scarce = sorted(((price, name) for name, price in plan.prices.items() if price > 0), reverse=True)
+    if scarce:
+        named = ", ".join(f"{name} {price:.3g}" for price, name in scarce[:5])
+        more = f" and {len(scarce) - 5:,} more" if len(scarce) > 5 else ""
+        yield f"scarce (weight that one more unit would serve): {named}{more}"
+
+
+def explanation_text(found: Explanation) -> list[str]:
+    """Why a query got its plan."""
+    lines = [f"{query_line(found.query)}, weight {found.query.weight:g}, from {found.query.origin}"]
+    if found.refusal is not None:
+        lines.append(f"{'refused':<{_INDENT}}{found.refusal}")
+    chosen = {alternative.line for alternative in found.chosen}
+    for alternative in (*found.chosen, *found.alternatives):
+        lines.extend(_alternative(alternative, same=alternative.line in chosen))
+    part = " (the origin with one other site at a time)" if found.partial else ""
+    lines.append(f"picked from {found.considered:,} plans{part}, each at the load that it would cause")
+    if not found.prices:
+        lines.append("nothing that it could use is scarce: no resource has a price")
+    return lines
+
+
+def _alternative(alternative: Alternative, *, same: bool) -> Iterator[str]:
+    title = f"{alternative.title:<{_INDENT}}"
+    if same and not alternative.title.startswith("chosen"):
+        yield f"{title}the chosen plan"
+        return
+    yield f"{title}{alternative.line}"
+    indent = " " * _INDENT
+    yield indent + ", ".join(_SAID[said.objective](said) for said in alternative.slo)
+    priced = [charge for charge in alternative.charges if charge.price > 0]
+    if priced:
+        yield f"{indent}takes {alternative.charged:.3g} of weight from others: {_named(map(_price, priced))}"
+    missing = [charge for charge in alternative.charges if charge.missing > 0]
+    if missing:
+        yield f"{indent}no room: {_named(map(_shortage, missing))}"
+
+
+def _named(texts: Iterable[str]) -> str:
+    return ", ".join(texts)
+
+
+def _price(charge: Charge) -> str:
+    return f"{charge.demand:.3g} of {charge.resource} at {charge.price:.3g}"
+
+
+def _shortage(charge: Charge) -> str:
+    return f"{charge.resource} lacks {charge.missing:.3g} of the {charge.demand:.3g} it needs"
+
+
+def _latency(said: Said) -> str:
+    return f"p95 {1e3 * said.value:.0f} ms{_verdict(1e3 * said.slack, '{:.3g} ms')}"
+
+
+def _accuracy(said: Said) -> str:
+    return f"accuracy {said.value:.3f}{_verdict(said.slack, '{:.3g}')}"
+
+
+def _cost(said: Said) -> str:
+    return f"{1e3 * said.value:.2f} mUSD per 1,000{_verdict(1e3 * said.slack, '{:.3g}')}"
+
+
+def _verdict(slack: float, form: str) -> str:
+    if slack >= 0:
+        return f" ({form.format(slack)} to spare)"
+    return f" (MISSES by {form.format(-slack)})"
+
+
+_SAID = {"latency_p95_s": _latency, "accuracy": _accuracy, "cost_usd_per_1000": _cost}
