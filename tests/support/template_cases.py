@@ -1,0 +1,243 @@
+"""Small random pipelines over kinds of sites, and queries over them, for tests of plan templates.
+
+Figures are small multiples of powers of two, so that every sum and product in an estimate without waiting is
+exact, and so that ties are common. ``exact=False`` draws any floats, and loads that queries wait at.
+
+    case = random_case(7, CaseShape(variants=(2, 2), kinds=(0, 1, 1)))
+    case.kinds, case.problem, case.problem.queries[0]
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from compass_coordinator.planner.templates import Kind
+from compass_shared.evaluate import evaluate_plan
+from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
+from compass_shared.plan import Estimate, Plan
+from compass_shared.problem import Problem, SiteLoad
+from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, SiteProfile
+from compass_shared.query import Query, Slo
+from compass_shared.site import Link, Prices, Site, Tier
+
+PIPELINE = "sort-mail"
+CLASSES = ("python", "onnx-fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseShape:
+    """How large a case is, and of what sort."""
+
+    variants: tuple[int, ...] = (2, 2, 2)
+    """Variants of each operator."""
+    chain: bool = False
+    """Whether each operator reads the one before it only; otherwise the DAG is random."""
+    kinds: tuple[int, ...] = (0, 1, 2)
+    """Kind of each role: equal numbers, equal kinds."""
+    measured_share: float = 1.0
+    """Of variants at each kind, and of configs in the accuracy table."""
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A pipeline over roles, and a problem with one site for each."""
+
+    pipeline: Pipeline
+    kinds: tuple[Kind, ...]
+    sites: tuple[str, ...]
+    """Of each role; the origin first."""
+    problem: Problem
+
+    @property
+    def accuracy(self) -> AccuracyTable:
+        """Of the pipeline's configs."""
+        return self.problem.accuracy[self.pipeline.name]
+
+    def mappings(self) -> Iterator[tuple[str, ...]]:
+        """Every way to give each role a site of its kind."""
+        keys = {site: kind.key for site, kind in zip(self.sites, self.kinds, strict=True)}
+        for remote in itertools.permutations(self.sites[1:]):
+            mapping = (self.sites[0], *remote)
+            if all(keys[site] == kind.key for site, kind in zip(mapping, self.kinds, strict=True)):
+                yield mapping
+
+    def plans(self, max_remote: int | None = None) -> Iterator[Plan]:
+        """Every plan that can be chosen, one by one."""
+        kinds = dict(zip(self.sites, self.kinds, strict=True))
+        most = len(self.sites) if max_remote is None else max_remote
+        for config in self.pipeline.configs():
+            if self.pipeline.config_key(config) not in self.accuracy.configs:
+                continue
+            for sites in itertools.product(self.sites, repeat=len(self.pipeline.operators)):
+                names = [op.name for op in self.pipeline.operators]
+                measured = all(
+                    variant_key(name, config[name]) in kinds[site].operators
+                    for name, site in zip(names, sites, strict=True)
+                )
+                if measured and len(set(sites) - {self.sites[0]}) <= most:
+                    yield Plan(config=config, placement=dict(zip(names, sites, strict=True)))
+
+    def estimate(self, query: Query, plan: Plan) -> Estimate:
+        """By the book, at the problem's loads."""
+        return evaluate_plan(self.problem, query, plan, self.problem.loads)
+
+
+def random_case(seed: int, shape: CaseShape | None = None, *, queries: int = 2) -> Case:
+    """A case of that shape, the same for the same seed."""
+    shape = CaseShape() if shape is None else shape
+    draw = _Draw(rng=Random(seed), exact=shape.exact)
+    pipeline = _pipeline(draw.rng, shape)
+    by_number = {number: _kind(draw, pipeline, shape) for number in sorted(set(shape.kinds))}
+    kinds = tuple(by_number[number] for number in shape.kinds)
+    sites = tuple(f"site-{role}" for role in range(len(kinds)))
+    problem = Problem(
+        pipelines={PIPELINE: pipeline},
+        sites={name: _site(draw, name, role) for role, name in enumerate(sites)},
+        links={(one, other): _link(draw, one, other) for one, other in itertools.permutations(sites, 2)},
+        profiles={
+            (name, PIPELINE): _profile(draw, name, kind) for name, kind in zip(sites, kinds, strict=True)
+        },
+        accuracy={PIPELINE: _accuracy(draw.rng, pipeline, shape)},
+        queries=tuple(_query(draw, f"query-{at}", sites[0]) for at in range(queries)),
+        loads={} if shape.exact else {name: _load(draw.rng) for name in sites},
+    )
+    return Case(pipeline=pipeline, kinds=kinds, sites=sites, problem=problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draw:
+    rng: Random
+    exact: bool
+
+    def number(self, high: int, unit: float) -> float:
+        """Up to ``high`` units, and often none: plans then differ in few figures, and many are dominated."""
+        if self.rng.random() < 0.6:
+            return 0.0
+        return self.rng.randint(0, high) * unit if self.exact else self.rng.uniform(0, high) * unit
+
+    def positive(self, high: int, unit: float) -> float:
+        """The same, but never none."""
+        return unit + self.number(high - 1, unit)
+
+    def power(self, low: int, high: int) -> float:
+        """A power of two between two exponents; dividing by it is exact."""
+        return 2.0 ** (self.rng.randint(low, high) if self.exact else self.rng.uniform(low, high))
+
+
+def _pipeline(rng: Random, shape: CaseShape) -> Pipeline:
+    operators: list[Operator] = []
+    for index, count in enumerate(shape.variants):
+        names = [REQUEST, *(operator.name for operator in operators)]
+        inputs = names[-1:] if shape.chain else rng.sample(names, rng.randint(1, min(3, len(names))))
+        knobs = {"level": tuple(range(count))} if count > 1 else {}
+        operators.append(Operator(name=f"op{index}", inputs=tuple(inputs), runtime="python", knobs=knobs))
+    output = operators[-1].name if rng.random() < 0.8 else rng.choice(operators).name
+    return Pipeline(
+        name=PIPELINE,
+        version="1",
+        description="made up",
+        operators=tuple(operators),
+        output=output,
+        digest="made-up",
+    )
+
+
+def _kind(draw: _Draw, pipeline: Pipeline, shape: CaseShape) -> Kind:
+    variants = [variant_key(op.name, knobs) for op in pipeline.operators for knobs in op.variants()]
+    known = [variant for variant in variants if draw.rng.random() <= shape.measured_share]
+    return Kind(
+        operators={variant: _operator(draw, variant) for variant in known},
+        request_mean_bytes=draw.number(8, 2.0**12),
+        request_var_bytes2=draw.number(4, 2.0**20),
+    )
+
+
+def _operator(draw: _Draw, variant: str) -> OperatorProfile:
+    mean_s = draw.number(6, 2.0**-6)
+    return OperatorProfile(
+        variant=variant,
+        mean_s=mean_s,
+        # Often larger than the square of the mean: the slowest path on average is then not the worst.
+        var_s2=draw.number(8, 2.0**-10),
+        p95_s=2 * mean_s,
+        count=20,
+        output_mean_bytes=draw.number(6, 2.0**11),
+        output_var_bytes2=draw.number(4, 2.0**18),
+        speed_class=CLASSES[sum(variant.encode()) % 2],
+    )
+
+
+def _profile(draw: _Draw, site: str, kind: Kind) -> SiteProfile:
+    return SiteProfile(
+        site=site,
+        pipeline=PIPELINE,
+        digest="made-up",
+        operators=kind.operators,
+        request_mean_bytes=kind.request_mean_bytes,
+        request_var_bytes2=kind.request_var_bytes2,
+        slowdowns={name: draw.positive(8, 0.25) for name in CLASSES},
+        overhead_s=draw.number(3, 2.0**-8),
+    )
+
+
+def _site(draw: _Draw, name: str, role: int) -> Site:
+    return Site(
+        name=name,
+        tier=Tier.DEVICE if role == 0 else Tier.EDGE,
+        cores=4,
+        prices=Prices(
+            core_s_usd=draw.number(8, 2.0**-12), egress_byte_usd=draw.number(4, 2.0**-30), energy_j_usd=0.0
+        ),
+    )
+
+
+def _link(draw: _Draw, source: str, target: str) -> Link:
+    return Link(
+        source=source,
+        target=target,
+        rtt_s=draw.number(6, 2.0**-7),
+        rtt_var_s2=draw.number(6, 2.0**-12),
+        bandwidth_bps=draw.power(16, 22),
+        bandwidth_rel_sd=draw.number(4, 0.125),
+    )
+
+
+def _accuracy(rng: Random, pipeline: Pipeline, shape: CaseShape) -> AccuracyTable:
+    levels = [0.5, 0.75, 0.75, 0.75, 1.0]
+    keys = [pipeline.config_key(config) for config in pipeline.configs()]
+    kept = rng.sample(keys, max(1, round(shape.measured_share * len(keys))))
+    return AccuracyTable(
+        pipeline=PIPELINE,
+        metric="made up",
+        split="profile",
+        configs={
+            key: Accuracy(
+                mean=rng.choice(levels) if shape.exact else rng.uniform(0.5, 1), standard_error=0.0, count=50
+            )
+            for key in sorted(kept)
+        },
+    )
+
+
+def _query(draw: _Draw, name: str, origin: str) -> Query:
+    slo = Slo(latency_p95_s=1e6, accuracy=0.0, cost_usd_per_1000=1e6)
+    return Query(name=name, origin=origin, pipeline=PIPELINE, rate_hz=draw.positive(8, 0.5), slo=slo)
+
+
+def _load(rng: Random) -> SiteLoad:
+    return SiteLoad(utilisation=rng.uniform(0, 0.95), residual_s=rng.uniform(0, 0.1))
+
+
+def demand_price(estimate: Estimate, prices: Mapping[str, float]) -> float:
+    """What a plan's demand costs at some resource prices."""
+    return sum(prices[resource] * amount for resource, amount in sorted(estimate.demand.items()))
+
+
+def resource_prices(rng: Random, estimates: Sequence[Estimate]) -> dict[str, float]:
+    """Small integer prices of all resources that any of the plans asks for; some are free."""
+    resources = sorted({resource for estimate in estimates for resource in estimate.demand})
+    return {resource: float(rng.choice([0, 0, 1, 2, 5])) for resource in resources}
