@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
@@ -214,9 +215,23 @@ def test_two_objectives_out_of_reach_are_both_named() -> None:
     problem, query = _easy()
     refusal = _refusal(problem, with_slo(query, accuracy=1.0, latency_p95_s=1e-6))
     assert refusal.relaxed == {}
-    assert "no single objective can be relaxed" in refusal.detail
+    assert "relaxing one objective is not enough" in refusal.detail
     assert "reaches accuracy" in refusal.detail
     assert "takes" in refusal.detail
+    found = re.search(r"relax latency by (\S+) ms and accuracy to (\S+)$", refusal.detail)
+    assert found is not None
+    slo = {"latency_p95_s": 1e-6 + 1e-3 * float(found[1]), "accuracy": float(found[2])}
+    assert isinstance(find_candidates(problem, with_slo(query, **slo)), Candidates), "both together suffice"
+
+
+def test_the_reason_names_the_other_objectives_and_the_place() -> None:
+    problem, query = _easy()
+    slow = with_slo(query, latency_p95_s=1e-6, accuracy=0.25, cost_usd_per_1000=1e6)
+    refusal = _refusal(problem, slow)
+    assert refusal.nearest is not None
+    sites = " and ".join(dict.fromkeys(refusal.nearest.placement[f"op{index}"] for index in range(3)))
+    start = f"the fastest plan meeting accuracy 0.25 and $1e+06 per 1,000, on {sites}, takes "
+    assert refusal.detail.startswith(start)
 
 
 def test_a_rate_that_nothing_can_carry_is_a_matter_of_capacity() -> None:

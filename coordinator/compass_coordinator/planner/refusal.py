@@ -97,6 +97,7 @@ def _short_of_slo(
     alone = []
     for objective in objectives:
         rows = fits & _all([other.excess <= 0 for other in objectives if other is not objective])
+        rows &= np.isfinite(objective.values)  # at an overloaded site nothing ever ends
         if rows.any():
             row = int(np.argmin(np.where(rows, objective.excess, np.inf)))
             alone.append((objective.excess[row], row, objective))
@@ -104,15 +105,22 @@ def _short_of_slo(
     if alone:
         _, row, binding = alone[0]
         advice = " or ".join(objective.advice(objective.values[at]) for _, at, objective in alone)
-        others = " ".join(other.wanted for other in objectives if other is not binding)
-        detail = f"{binding.superlative} {others} {binding.shortfall(binding.values[row])}: relax {advice}"
+        others = " and ".join(other.wanted for other in objectives if other is not binding)
+        detail = (
+            f"{binding.superlative} meeting {others}, {_where(space, row)}, "
+            f"{binding.shortfall(binding.values[row])}: relax {advice}"
+        )
     else:
         total = _sum([np.maximum(objective.excess, 0) for objective in objectives])
         row = int(np.argmin(np.where(fits, total, np.inf)))
         missed = [objective for objective in objectives if objective.excess[row] > 0]
         binding = max(missed, key=lambda objective: float(objective.excess[row]))
         said = " and ".join(objective.shortfall(objective.values[row]) for objective in missed)
-        detail = f"no single objective can be relaxed; the nearest plan {said}"
+        advice = " and ".join(objective.advice(objective.values[row]) for objective in missed)
+        detail = (
+            f"relaxing one objective is not enough; the nearest plan, {_where(space, row)}, {said}: "
+            f"relax {advice}"
+        )
     return Refusal(
         query=query.name,
         binding=binding.binding,
@@ -120,6 +128,12 @@ def _short_of_slo(
         nearest=space.plan(row, estimates.row(row)),
         relaxed={objective.field: float(objective.values[at]) for _, at, objective in alone},
     )
+
+
+def _where(space: PlanSpace, row: int) -> str:
+    """``on phone``, ``on phone and edge``: the sites of a plan in the order of its operators."""
+    placement = space.plan(row).placement
+    return "on " + " and ".join(dict.fromkeys(placement[each.name] for each in space.pipeline.operators))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -147,7 +161,7 @@ def _objectives(estimates: Estimates, slo: Slo) -> tuple[_Objective, ...]:
             values=estimates.latency_p95_s,
             excess=_excess(estimates.latency_p95_s, slo.latency_p95_s),
             superlative="the fastest plan",
-            wanted=f"within {limit_ms:.4g} ms",
+            wanted=f"{limit_ms:.4g} ms",
             shortfall=lambda value: f"takes {value * 1e3:.4g} ms against {limit_ms:.4g} ms",
             advice=lambda value: f"latency by {_ceil(value * 1e3 - limit_ms)} ms",
         ),
@@ -157,7 +171,7 @@ def _objectives(estimates: Estimates, slo: Slo) -> tuple[_Objective, ...]:
             values=estimates.accuracy,
             excess=_excess(-estimates.accuracy, -slo.accuracy),
             superlative="the most accurate plan",
-            wanted=f"with accuracy {slo.accuracy:.4g}",
+            wanted=f"accuracy {slo.accuracy:.4g}",
             shortfall=lambda value: f"reaches accuracy {value:.4g} against {slo.accuracy:.4g}",
             advice=lambda value: f"accuracy to {_floor(value)}",
         ),
@@ -167,7 +181,7 @@ def _objectives(estimates: Estimates, slo: Slo) -> tuple[_Objective, ...]:
             values=estimates.cost_usd_per_1000,
             excess=_excess(estimates.cost_usd_per_1000, slo.cost_usd_per_1000),
             superlative="the cheapest plan",
-            wanted=f"for at most ${slo.cost_usd_per_1000:.4g} per 1,000",
+            wanted=f"${slo.cost_usd_per_1000:.4g} per 1,000",
             shortfall=lambda value: f"costs ${value:.4g} per 1,000 against ${slo.cost_usd_per_1000:.4g}",
             advice=lambda value: f"cost to ${_ceil(value)} per 1,000",
         ),
