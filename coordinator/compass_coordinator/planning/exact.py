@@ -27,7 +27,7 @@ from compass_coordinator.planner.policy import Policy
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
 from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
 from compass_coordinator.planning.loads import loads_at_cap
-from compass_coordinator.planning.result import FleetPlan, Stopwatch, fallbacks_of, unknown_to
+from compass_coordinator.planning.result import Fallbacks, FleetPlan, Stopwatch, unknown_to
 from compass_coordinator.planning.settling import Spaces, chosen_plans, objective, settle
 from compass_shared.evaluate import estimate_at_load
 from compass_shared.plan import Plan, PlanShare
@@ -191,7 +191,7 @@ def _published(
         plans=plans,
         split=split,
         refusals={**refusals, **left_out},
-        fallbacks=fallbacks_of(problem),
+        fallbacks=dict(Fallbacks(problem)),
         goodput=goodput,
         cost_usd_per_s=-negative_cost,
         bound=max(relaxed.bound, goodput),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from compass_coordinator.planner.fallback import best_local_plan
@@ -82,12 +82,31 @@ def unknown_to(problem: Problem, query: Query) -> str | None:
     return None
 
 
-def fallbacks_of(problem: Problem) -> dict[str, Plan]:
-    """What each query can do at its origin alone."""
-    fallbacks = {}
-    for query in problem.queries:
+class Fallbacks(Mapping[str, Plan]):
+    """What each query can do at its origin alone, found when it is asked for."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._queries = {query.name: query for query in problem.queries}
+        self._found: dict[str, Plan | None] = {}
+
+    def __getitem__(self, name: str) -> Plan:
+        if name not in self._found:
+            self._found[name] = self._find(self._queries[name])
+        found = self._found[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._queries if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _find(self, query: Query) -> Plan | None:
         # Without measurements at the origin there is nothing to choose by; such a query has no fallback.
-        if unknown_to(problem, query) is None:
+        if unknown_to(self._problem, query) is None:
             with contextlib.suppress(ProfileError):
-                fallbacks[query.name] = best_local_plan(problem, query)
-    return fallbacks
+                return best_local_plan(self._problem, query)
+        return None
