@@ -1,6 +1,8 @@
 """Matchers: which plan for which query, so that all fit together."""
 
+from compass_coordinator.matcher.lagrangian import match
 from compass_coordinator.matcher.milp import match_milp
+from compass_coordinator.matcher.problem import SparseDemands
 from compass_coordinator.matcher.result import REFUSED, MatchResult, MatchStatus, Shares
 
-__all__ = ["REFUSED", "MatchResult", "MatchStatus", "Shares", "match_milp"]
+__all__ = ["REFUSED", "MatchResult", "MatchStatus", "Shares", "SparseDemands", "match", "match_milp"]

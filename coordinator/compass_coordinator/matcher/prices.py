@@ -1,0 +1,248 @@
+"""Prices of the shared resources: the Lagrangian dual, solved by cooling.
+
+With a price l_r on every resource each query picks its best plan alone, and
+
+    D(l) = sum_r l_r + sum_q max(0, max_p (v_qp - d_qp . l)),    l >= 0
+
+bounds every choice's value from above (capacities are 1 here, see `columns`). D is convex with a kink
+wherever a query is undecided. At temperature t the maximum is replaced by its smooth upper bound
+
+    t log(1 + sum_p exp((v_qp - d_qp . l) / t)),
+
+whose gradient and Hessian are the mean and the covariance of the demand when queries draw their plans with
+probability proportional to exp(./t). Newton's method finds the minimum in a few steps; then the temperature
+falls and it starts from there. The bounds l >= 0 are kept by the interior-point method: slacks s with
+s_r l_r = t. In the end the probabilities are the fractional solution of the linear program.
+
+As the temperature falls, ever fewer queries are undecided: one whose best plan leads by many t is fixed, and
+its demand is taken off the capacities, so that late steps cost next to nothing. While the temperature is
+high, a sample of the queries is enough. Neither can harm unseen: at the final prices all queries are looked
+at, and should one turn out to be fixed wrongly, cooling is done again from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compass_coordinator.matcher.columns import Columns, Queries
+from compass_coordinator.matcher.deadline import Deadline
+from compass_coordinator.matcher.problem import Bools, Floats, Ints
+
+_COOLING = 0.25
+"""From one temperature to the next."""
+_LEAD = 25.0
+"""Temperatures by which a best plan must lead for its query to be fixed."""
+_STEPS, _FIRST_STEPS = 6, 40
+_SETTLED = 0.1
+"""Share of the temperature that a Newton step may still promise."""
+_TO_BOUNDARY = 0.99
+_SAMPLES = ((2048, 0.05), (32768, 0.001))
+"""(queries, temperature down to which so many are enough, as a share of a query's mean value)."""
+_SAMPLED_PER_RESOURCE = 200
+_WARM = 0.003
+"""Temperature at which a warm start begins, as a share of a query's mean value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """A minimum of the smooth dual at a temperature."""
+
+    queries: Queries
+    places: Ints
+    """Which of them are not fixed."""
+    blocks: tuple[Columns, ...]
+    """Those."""
+    rest: Floats
+    """(resources,) capacity that the fixed ones leave."""
+    prices: Floats
+    """(resources,) > 0."""
+    slack: Floats
+    """(resources,) > 0."""
+    temperature: float
+
+    def offering(self, queries: Queries) -> State:
+        """The same with other values for the same queries."""
+        return replace(self, queries=queries, blocks=queries.blocks_of(self.places))
+
+    @classmethod
+    def at(cls, queries: Queries, places: Ints, rest: Floats, prices: Floats, temperature: float) -> State:
+        """Some queries, the prices not settled yet."""
+        # No slack is larger than a capacity.
+        prices = np.maximum(prices, temperature)
+        return cls(
+            queries=queries,
+            places=places,
+            blocks=queries.blocks_of(places),
+            rest=rest,
+            prices=prices,
+            slack=temperature / prices,
+            temperature=temperature,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Point:
+    """The smooth dual at some prices."""
+
+    value: float
+    gradient: Floats
+    curvature: Floats
+
+
+def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadline) -> State:
+    """Prices of a problem, from nothing or from earlier ones.
+
+    Args:
+        queries: The problem.
+        warm: (resources,) scaled prices to start from.
+        until: Temperature to end at, as a share of a query's mean value.
+        deadline: When to stop early.
+    """
+    count, resources = len(queries), len(queries.problem.capacities)
+    mean = _mean_value(queries)
+    if warm is None:
+        prices, heat = np.full(resources, count * mean / (2 * max(resources, 1))), 1.0
+    else:
+        prices, heat = warm, _WARM * mean
+    for size, enough in _SAMPLES:
+        if heat > enough * mean and count > 2 * size and size >= _SAMPLED_PER_RESOURCE * resources:
+            share = np.full(resources, size / count)
+            sample = State.at(queries, _sampled(queries, size), share, prices, heat)
+            state = cooled(sample, enough * mean, deadline)
+            prices, heat = state.prices, state.temperature
+    return cooled(undecided(queries, prices, heat), until * mean, deadline)
+
+
+def _sampled(queries: Queries, size: int) -> Ints:
+    size = min(size, len(queries))
+    return np.arange(size) * len(queries) // max(size, 1)
+
+
+def _mean_value(queries: Queries) -> float:
+    """Of the best plans; at most 1."""
+    best = queries.columns(_sampled(queries, _SAMPLES[0][0])).values.max(axis=0, initial=0.0)
+    return float(best.mean()) if best.any() else 1.0
+
+
+def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
+    """The state in which every query is fixed that is decided at these prices."""
+    rest, places = np.ones(len(prices)), [np.zeros(0, np.int64)]
+    for where, columns in queries.blocks():
+        reduced = columns.reduced(prices)
+        near = leads(reduced) <= _LEAD * temperature
+        rest -= _used_by_best(columns, reduced, ~near)
+        places.append(where.start + np.flatnonzero(near))
+    return State.at(queries, np.concatenate(places), rest, prices, temperature)
+
+
+def leads(reduced: Floats) -> Floats:
+    """(queries,) by how much the best plan, or none, leads the second best."""
+    best: Floats = np.zeros(reduced.shape[1])
+    second = np.full(reduced.shape[1], -np.inf)
+    for plan in reduced:
+        np.maximum(second, np.minimum(best, plan), out=second)
+        np.maximum(best, plan, out=best)
+    best -= second
+    return best
+
+
+def cooled(state: State, until: float, deadline: Deadline) -> State:
+    """Follow the minimum of the smooth dual down to a temperature, fixing queries on the way."""
+    state = _settled(state, _FIRST_STEPS)
+    while state.temperature > until and not deadline.passed():
+        state = _fixed(state)
+        state = replace(state, temperature=max(until, state.temperature * _COOLING))
+        state = _settled(state, _STEPS)
+    return state
+
+
+def _fixed(state: State) -> State:
+    """Take the decided queries out, if they are many."""
+    near, rest = [np.zeros(0, bool)], state.rest
+    for columns in state.blocks:
+        reduced = columns.reduced(state.prices)
+        near.append(leads(reduced) <= _LEAD * state.temperature)
+        rest = rest - _used_by_best(columns, reduced, ~near[-1])
+    places = state.places[np.concatenate(near)]
+    if len(places) > 0.7 * len(state.places):
+        return state
+    return replace(state, places=places, blocks=state.queries.blocks_of(places), rest=rest)
+
+
+def _used_by_best(columns: Columns, reduced: Floats, which: Bools) -> Floats:
+    """(resources,) usage if these queries run their best plans."""
+    if not len(reduced):
+        return np.zeros(columns.resource_count)
+    plan = reduced.argmax(axis=0)
+    query = np.flatnonzero(which & (reduced.max(axis=0) > 0))
+    return columns.usage(plan[query], query)
+
+
+def _settled(state: State, steps: int) -> State:
+    """Minimise the smooth dual at the state's temperature."""
+    heat, prices, slack = state.temperature, state.prices, state.slack
+    if not len(prices):
+        return state
+    point = _evaluated(state, prices)
+    for _ in range(steps):
+        # One Newton step of: gradient = slack, slack * prices = heat; in relative changes of the prices.
+        matrix = point.curvature * np.outer(prices, prices) + np.diag(slack * prices)
+        step = prices * _solved(matrix, heat - prices * point.gradient)
+        slack_step = heat / prices - slack - slack / prices * step
+        promise = float(step @ (heat / prices - point.gradient))
+        slack = slack + _room(slack, slack_step) * slack_step
+        length = _room(prices, step)
+        before = point.value - heat * float(np.log(prices).sum())
+        for _ in range(30):
+            trial = prices + length * step
+            point = _evaluated(state, trial)
+            after = point.value - heat * float(np.log(trial).sum())
+            if after <= before + 1e-12 * abs(before):
+                break
+            length /= 4
+        prices = trial
+        if promise <= _SETTLED * heat:
+            break
+    return replace(state, prices=prices, slack=slack)
+
+
+def _evaluated(state: State, prices: Floats) -> _Point:
+    value, gradient = float(prices @ state.rest), state.rest.copy()
+    curvature = np.zeros((len(prices), len(prices)))
+    for columns in state.blocks:
+        weights, best = draws(columns.reduced(prices), state.temperature)
+        usage, covariance = columns.moments(weights)
+        value += best
+        gradient -= usage
+        curvature += covariance / state.temperature
+    return _Point(value=value, gradient=gradient, curvature=curvature)
+
+
+def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
+    """Probabilities (plans, queries) by reduced value, and the sum of the smooth maxima."""
+    best = np.maximum(reduced.max(axis=0, initial=0.0), 0.0)
+    weights = np.exp((reduced - best) / temperature)
+    total = weights.sum(axis=0) + np.exp(-best / temperature)
+    weights /= total
+    return weights, float(best.sum() + temperature * np.log(total).sum())
+
+
+def _solved(matrix: Floats, right: Floats) -> Floats:
+    """Solve a positive semidefinite system, regularised as little as it takes."""
+    ridge = 1e-14 * (1 + float(matrix.diagonal().max(initial=0.0)))
+    while True:
+        try:
+            solution = np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(right)), right), np.float64)
+        except np.linalg.LinAlgError:
+            solution = np.full_like(right, np.nan)
+        if np.isfinite(solution).all() and solution @ right >= 0:
+            return solution
+        ridge *= 100
+
+
+def _room(numbers: Floats, step: Floats) -> float:
+    """The largest share of a step, up to 1, that keeps positive numbers positive."""
+    shrink = step < 0
+    return min(1.0, _TO_BOUNDARY * float((numbers[shrink] / -step[shrink]).min(initial=np.inf)))
