@@ -3,97 +3,150 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compass_coordinator.planner.templates import build_templates
+from compass_coordinator.planner.templates import Box, Range, Templates, build_templates, prune_for_box
 from compass_shared.plan import Estimate
+from compass_shared.problem import Z95
 from compass_shared.query import Slo
 from support.problem_strategies import seeds
-from support.template_cases import Case, CaseShape, demand_price, random_case, resource_prices
+from support.template_cases import Case, CaseShape, best, binding_slo, random_case, resource_prices
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, exact: bool = True) -> Case:
+def shapes(draw: st.DrawFn, *, exact: bool = True) -> CaseShape:
     """Chains, forks and joins of up to four operators over up to three roles."""
-    kinds = draw(st.sampled_from([(0, 1), (0, 1, 2), (0, 1, 1), (0, 0, 1), (0,)]))
-    variants = draw(st.sampled_from([(2, 2), (3, 2), (2, 2, 2), (1, 3, 1), (2, 1, 2, 1), (1, 2, 1, 1)]))
-    shape = CaseShape(
-        variants=variants,
+    return CaseShape(
+        variants=draw(
+            st.sampled_from([(2, 2), (3, 2), (2, 2, 2), (1, 3, 1), (2, 1, 2, 1), (1, 2, 1, 1), (1, 1, 1, 1)])
+        ),
         chain=draw(st.booleans()),
-        kinds=kinds,
+        kinds=draw(st.sampled_from([(0, 1), (0, 1, 2), (0, 1, 1), (0, 0, 1), (0,)])),
         measured_share=draw(st.sampled_from([1.0, 1.0, 0.8])),
         exact=exact,
     )
-    return random_case(draw(seeds), shape, queries=1)
 
 
-def _best(estimates: list[Estimate], slo: Slo, prices: dict[str, float]) -> float:
-    return min(
-        (
-            estimate.cost_usd_per_1000 + demand_price(estimate, prices)
-            for estimate in estimates
-            if estimate.latency_p95_s <= slo.latency_p95_s
-            and estimate.accuracy >= slo.accuracy
-            and estimate.cost_usd_per_1000 <= slo.cost_usd_per_1000
-        ),
-        default=math.inf,
+def _templates(case: Case, max_remote: int | None = None) -> Templates:
+    return build_templates(case.pipeline, case.accuracy, case.kinds, max_remote=max_remote)
+
+
+def _placed(case: Case, templates: Templates, rows: Sequence[int]) -> list[Estimate]:
+    """Of these templates on all sites that they can be put on."""
+    return [case.estimate(templates.plan(row, sites)) for row in rows for sites in case.mappings()]
+
+
+def _looser(slo: Slo) -> Slo:
+    """An objective that a plan meets to the last digit may be missed in it by the plan's equal."""
+    return Slo(
+        latency_p95_s=slo.latency_p95_s * (1 + 1e-12),
+        accuracy=slo.accuracy,
+        cost_usd_per_1000=slo.cost_usd_per_1000 * (1 + 1e-12),
     )
 
 
-def _objectives(rng: Random, estimates: list[Estimate]) -> list[Slo]:
-    """Objectives that some plan just meets, so that each binds now and then."""
-
-    def of_some() -> Slo:
-        latency, accuracy, cost = (rng.choice(estimates) for _ in range(3))
-        return Slo(
-            latency_p95_s=rng.choice([latency.latency_p95_s, math.inf]),
-            accuracy=rng.choice([accuracy.accuracy, 0.0]),
-            cost_usd_per_1000=rng.choice([cost.cost_usd_per_1000, math.inf]),
-        )
-
-    return [of_some() for _ in range(12)]
-
-
-def _both(case: Case, max_remote: int | None) -> tuple[list[Estimate], list[Estimate]]:
-    """Estimates of all plans, and of all templates on all sites that they can be put on."""
-    query = case.problem.queries[0]
-    templates = build_templates(case.pipeline, case.accuracy, case.kinds, max_remote=max_remote)
-    everything = [case.estimate(query, plan) for plan in case.plans(max_remote)]
-    kept = [
-        case.estimate(query, templates.plan(row, sites))
-        for row in range(len(templates))
-        for sites in case.mappings()
-    ]
-    return everything, kept
-
-
 @settings(max_examples=60)
-@given(cases(), seeds, st.sampled_from([None, None, 1]))
-def test_the_best_template_is_the_best_plan_exactly(case: Case, seed: int, max_remote: int | None) -> None:
-    everything, kept = _both(case, max_remote)
+@given(shapes(), seeds, st.sampled_from([None, None, 1]))
+def test_the_best_template_is_the_best_plan_exactly(
+    shape: CaseShape, seed: int, max_remote: int | None
+) -> None:
+    case = random_case(seed, shape)
+    templates = _templates(case, max_remote)
+    everything = [case.estimate(plan) for plan in case.plans(max_remote)]
+    kept = _placed(case, templates, range(len(templates)))
     assert bool(everything) == bool(kept)
     rng = Random(seed)
-    for slo in _objectives(rng, everything) if everything else ():
-        prices = resource_prices(rng, everything)
-        assert _best(kept, slo, prices) == _best(everything, slo, prices)
+    for _ in range(12 if everything else 0):
+        slo, prices = binding_slo(rng, everything), resource_prices(rng, everything)
+        assert best(kept, slo, prices) == best(everything, slo, prices)
 
 
-@settings(max_examples=30)
-@given(cases(exact=False), seeds)
-def test_the_best_template_is_the_best_plan_with_any_figures_and_waiting(case: Case, seed: int) -> None:
-    everything, kept = _both(case, None)
+@settings(max_examples=25)
+@given(shapes(exact=False), seeds)
+def test_the_best_template_is_the_best_plan_with_any_figures_and_waits(shape: CaseShape, seed: int) -> None:
+    case = random_case(seed, shape)
+    templates = _templates(case)
+    everything = [case.estimate(plan) for plan in case.plans()]
+    kept = _placed(case, templates, range(len(templates)))
     rng = Random(seed)
-    for slo in _objectives(rng, everything) if everything else ():
-        prices = resource_prices(rng, everything)
-        # An objective that a plan meets to the last digit may be missed in it by its equal.
-        looser = Slo(
-            latency_p95_s=slo.latency_p95_s * (1 + 1e-12),
-            accuracy=slo.accuracy,
-            cost_usd_per_1000=slo.cost_usd_per_1000 * (1 + 1e-12),
+    for _ in range(12 if everything else 0):
+        slo, prices = binding_slo(rng, everything), resource_prices(rng, everything)
+        wanted = best(everything, slo, prices)
+        assert math.isinf(wanted) or best(kept, _looser(slo), prices) <= wanted * (1 + 1e-9)
+
+
+@settings(max_examples=40)
+@given(shapes(exact=False), seeds)
+def test_features_and_coefficients_make_the_estimate(shape: CaseShape, seed: int) -> None:
+    case = random_case(seed, shape)
+    templates = _templates(case)
+    for sites in case.mappings():
+        mean, var = _coefficients(case, templates, sites)
+        mean_s, var_s2 = templates.paths @ mean, templates.paths @ var
+        p95_s = (mean_s + Z95 * np.sqrt(var_s2)).max(axis=0)
+        for row in range(0, len(templates), 5):
+            wanted = case.estimate(templates.plan(row, sites))
+            assert p95_s[row] == pytest.approx(wanted.latency_p95_s, rel=1e-9)
+            assert templates.accuracy[row] == wanted.accuracy
+            assert _demand(case, templates, row, sites) == pytest.approx(
+                {name: amount for name, amount in wanted.demand.items() if amount}, rel=1e-9
+            )
+
+
+@settings(max_examples=40)
+@given(shapes(), seeds, st.integers(1, 3))
+def test_pruning_for_a_group_of_queries_loses_nothing_to_any_of_them(
+    shape: CaseShape, seed: int, queries: int
+) -> None:
+    group = [random_case(seed, shape, sites_seed=number) for number in range(queries)]
+    templates = _templates(group[0])
+    rng = Random(seed)
+    rows = range(len(templates))
+    everything = [[case.estimate(templates.plan(row, case.sites)) for row in rows] for case in group]
+    if not len(templates):
+        return
+    slos = [binding_slo(rng, estimates) for estimates in everything]
+    kept = prune_for_box(
+        templates,
+        _box(group, templates),
+        accuracy_levels=rng.choice([None, [slo.accuracy for slo in slos]]),
+        latency_p95_s=rng.choice([None, max(slo.latency_p95_s for slo in slos)]),
+    )
+    for estimates, slo in zip(everything, slos, strict=True):
+        prices = resource_prices(rng, estimates)
+        assert best([estimates[row] for row in kept], slo, prices) == best(estimates, slo, prices)
+
+
+def _coefficients(case: Case, templates: Templates, sites: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    both = [case.coefficients(column, sites) for column in templates.path_columns]
+    return np.array([mean for mean, _ in both]), np.array([var for _, var in both])
+
+
+def _box(group: Sequence[Case], templates: Templates) -> Box:
+    both = [_coefficients(case, templates, case.sites) for case in group]
+    seconds = [
+        [case.coefficients(column, case.sites)[0] for column in templates.total_columns] for case in group
+    ]
+    return Box(
+        mean=Range.over(np.array([mean for mean, _ in both])),
+        var=Range.over(np.array([var for _, var in both])),
+        seconds=Range.over(np.array(seconds)),
+    )
+
+
+def _demand(case: Case, templates: Templates, row: int, sites: Sequence[str]) -> dict[str, float]:
+    demand: dict[str, float] = {}
+    for column, amount in zip(templates.total_columns, templates.totals[row], strict=True):
+        site = sites[column.role]
+        name = {"up": f"link@{sites[0]}>{site}", "down": f"link@{site}>{sites[0]}"}.get(
+            column.quantity.value, f"cores@{site}"
         )
-        best = _best(everything, slo, prices)
-        found = _best(kept, looser, prices)
-        assert found <= best * (1 + 1e-9) if math.isfinite(best) else True
+        scale = 1.0 if name.startswith("link") else case.coefficients(column, sites)[0]
+        demand[name] = demand.get(name, 0.0) + case.query.rate_hz * scale * amount
+    return {name: amount for name, amount in demand.items() if amount}

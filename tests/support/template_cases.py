@@ -4,23 +4,26 @@ Figures are small multiples of powers of two, so that every sum and product in a
 exact, and so that ties are common. ``exact=False`` draws any floats, and loads that queries wait at.
 
     case = random_case(7, CaseShape(variants=(2, 2), kinds=(0, 1, 1)))
-    case.kinds, case.problem, case.problem.queries[0]
+    templates = build_templates(case.pipeline, case.accuracy, case.kinds)
+    case.estimate(templates.plan(0, case.sites))
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from compass_coordinator.planner.templates import Kind
+from compass_coordinator.planner.templates import Column, Kind, Quantity
 from compass_shared.evaluate import evaluate_plan
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.plan import Estimate, Plan
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, SiteProfile
 from compass_shared.query import Query, Slo
+from compass_shared.queueing import wait_at
 from compass_shared.site import Link, Prices, Site, Tier
 
 PIPELINE = "sort-mail"
@@ -81,18 +84,54 @@ class Case:
                 if measured and len(set(sites) - {self.sites[0]}) <= most:
                     yield Plan(config=config, placement=dict(zip(names, sites, strict=True)))
 
-    def estimate(self, query: Query, plan: Plan) -> Estimate:
+    @property
+    def query(self) -> Query:
+        """The problem's only one; it may use all sites."""
+        return self.problem.queries[0]
+
+    def estimate(self, plan: Plan) -> Estimate:
         """By the book, at the problem's loads."""
-        return evaluate_plan(self.problem, query, plan, self.problem.loads)
+        return evaluate_plan(self.problem, self.query, plan, self.problem.loads)
+
+    def coefficients(self, column: Column, sites: Sequence[str]) -> tuple[float, float]:
+        """What a column counts for in the mean and in the variance of a path, with these sites as roles."""
+        site = self.problem.sites[sites[column.role]]
+        profile = self.problem.profiles[site.name, PIPELINE]
+        slowdown = profile.slowdowns.get(column.speed_class, 1.0)
+        load = self.problem.loads.get(site.name, SiteLoad(utilisation=0.0, residual_s=0.0))
+        wait = wait_at(load, site.cores)
+        if column.role == 0:
+            idle = {Quantity.VISITS: (wait.mean_s, wait.var_s2)}
+        else:
+            up = self.problem.links[sites[0], site.name]
+            down = self.problem.links[site.name, sites[0]]
+            idle = {
+                Quantity.VISITS: (wait.mean_s + up.rtt_s, wait.var_s2 + up.rtt_var_s2),
+                Quantity.UP: (1 / up.bandwidth_bps, 0.0),
+                Quantity.DOWN: (1 / down.bandwidth_bps, 0.0),
+                Quantity.UP_VAR: (0.0, 1 / up.bandwidth_bps**2),
+                Quantity.DOWN_VAR: (0.0, 1 / down.bandwidth_bps**2),
+                Quantity.UP_SQ: (0.0, (up.bandwidth_rel_sd / up.bandwidth_bps) ** 2),
+                Quantity.DOWN_SQ: (0.0, (down.bandwidth_rel_sd / down.bandwidth_bps) ** 2),
+            }
+        known = {
+            Quantity.WORK: (slowdown, 0.0),
+            Quantity.CALLS: (profile.overhead_s, 0.0),
+            Quantity.WORK_VAR: (0.0, slowdown**2),
+            **idle,
+        }
+        return known[column.quantity]
 
 
-def random_case(seed: int, shape: CaseShape | None = None, *, queries: int = 2) -> Case:
-    """A case of that shape, the same for the same seed."""
+def random_case(seed: int, shape: CaseShape | None = None, *, sites_seed: int = 0) -> Case:
+    """A case of that shape, the same for the same seeds; ``sites_seed`` changes sites and links only."""
     shape = CaseShape() if shape is None else shape
     draw = _Draw(rng=Random(seed), exact=shape.exact)
     pipeline = _pipeline(draw.rng, shape)
     by_number = {number: _kind(draw, pipeline, shape) for number in sorted(set(shape.kinds))}
     kinds = tuple(by_number[number] for number in shape.kinds)
+    accuracy = _accuracy(draw.rng, pipeline, shape)
+    draw = _Draw(rng=Random(f"{seed} {sites_seed}"), exact=shape.exact)
     sites = tuple(f"site-{role}" for role in range(len(kinds)))
     problem = Problem(
         pipelines={PIPELINE: pipeline},
@@ -101,8 +140,8 @@ def random_case(seed: int, shape: CaseShape | None = None, *, queries: int = 2) 
         profiles={
             (name, PIPELINE): _profile(draw, name, kind) for name, kind in zip(sites, kinds, strict=True)
         },
-        accuracy={PIPELINE: _accuracy(draw.rng, pipeline, shape)},
-        queries=tuple(_query(draw, f"query-{at}", sites[0]) for at in range(queries)),
+        accuracy={PIPELINE: accuracy},
+        queries=(_query(draw, sites[0]),),
         loads={} if shape.exact else {name: _load(draw.rng) for name in sites},
     )
     return Case(pipeline=pipeline, kinds=kinds, sites=sites, problem=problem)
@@ -223,13 +262,37 @@ def _accuracy(rng: Random, pipeline: Pipeline, shape: CaseShape) -> AccuracyTabl
     )
 
 
-def _query(draw: _Draw, name: str, origin: str) -> Query:
+def _query(draw: _Draw, origin: str) -> Query:
     slo = Slo(latency_p95_s=1e6, accuracy=0.0, cost_usd_per_1000=1e6)
-    return Query(name=name, origin=origin, pipeline=PIPELINE, rate_hz=draw.positive(8, 0.5), slo=slo)
+    return Query(name="query", origin=origin, pipeline=PIPELINE, rate_hz=draw.positive(8, 0.5), slo=slo)
 
 
 def _load(rng: Random) -> SiteLoad:
     return SiteLoad(utilisation=rng.uniform(0, 0.95), residual_s=rng.uniform(0, 0.1))
+
+
+def best(estimates: Iterable[Estimate], slo: Slo, prices: Mapping[str, float]) -> float:
+    """Least cost and price of the demand among plans that meet the objectives; inf if none does."""
+    return min(
+        (
+            estimate.cost_usd_per_1000 + demand_price(estimate, prices)
+            for estimate in estimates
+            if estimate.latency_p95_s <= slo.latency_p95_s
+            and estimate.accuracy >= slo.accuracy
+            and estimate.cost_usd_per_1000 <= slo.cost_usd_per_1000
+        ),
+        default=math.inf,
+    )
+
+
+def binding_slo(rng: Random, estimates: Sequence[Estimate]) -> Slo:
+    """Objectives each of which some plan just meets, or that every plan meets."""
+    latency, accuracy, cost = (rng.choice(estimates) for _ in range(3))
+    return Slo(
+        latency_p95_s=rng.choice([latency.latency_p95_s, math.inf]),
+        accuracy=rng.choice([accuracy.accuracy, 0.0]),
+        cost_usd_per_1000=rng.choice([cost.cost_usd_per_1000, math.inf]),
+    )
 
 
 def demand_price(estimate: Estimate, prices: Mapping[str, float]) -> float:
