@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compass_coordinator.estimator import Estimates, Floats, PlanSpace
+from compass_coordinator.estimator import Estimates, Floats
 from compass_shared.errors import InfeasibleError
-from compass_shared.plan import Plan
+from compass_shared.pipeline import Pipeline
+from compass_shared.plan import Estimate, Plan
 from compass_shared.query import Query, Slo
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -48,7 +49,18 @@ class Refusal:
         return InfeasibleError(self.query, self.binding.value, self.detail)
 
 
-def explain(space: PlanSpace, estimates: Estimates, query: Query, capacities: Mapping[str, float]) -> Refusal:
+class Plans(Protocol):
+    """Plans by row."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """That they run."""
+
+    def plan(self, row: int, estimate: Estimate | None = None) -> Plan:
+        """One of them."""
+
+
+def explain(space: Plans, estimates: Estimates, query: Query, capacities: Mapping[str, float]) -> Refusal:
     """Say why none of these plans can serve a query.
 
     Args:
@@ -71,7 +83,7 @@ def explain(space: PlanSpace, estimates: Estimates, query: Query, capacities: Ma
 
 
 def _short_of_capacity(
-    space: PlanSpace, estimates: Estimates, query: Query, limits: Floats, rows: Mask
+    space: Plans, estimates: Estimates, query: Query, limits: Floats, rows: Mask
 ) -> Refusal:
     """Even the plan that asks for the least asks for more than there is."""
     demand = np.where(rows[:, np.newaxis], estimates.demand, np.inf)
@@ -91,7 +103,7 @@ def _short_of_capacity(
 
 
 def _short_of_slo(
-    space: PlanSpace, estimates: Estimates, query: Query, objectives: Sequence[_Objective], fits: Mask
+    space: Plans, estimates: Estimates, query: Query, objectives: Sequence[_Objective], fits: Mask
 ) -> Refusal:
     """Capacity is there, but every plan misses an objective."""
     alone = []
@@ -130,7 +142,7 @@ def _short_of_slo(
     )
 
 
-def _where(space: PlanSpace, row: int) -> str:
+def _where(space: Plans, row: int) -> str:
     """``on phone``, ``on phone and edge``: the sites of a plan in the order of its operators."""
     placement = space.plan(row).placement
     return "on " + " and ".join(dict.fromkeys(placement[each.name] for each in space.pipeline.operators))

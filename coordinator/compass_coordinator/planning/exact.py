@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compass_coordinator.estimator import PlanSpace, estimate, waits_at
-from compass_coordinator.matcher import REFUSED, MatchResult, match_milp
+from compass_coordinator.matcher import REFUSED, MatchResult, match, match_milp
 from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.brute_force import Candidates, candidates_within, serving
 from compass_coordinator.planner.policy import Policy
@@ -122,8 +122,11 @@ def _match(
         columns = [resources.index(resource) for resource in candidates.resources]
         demands[at, plans, columns] = candidates.demand.T
     limits = np.array([capacities[resource] for resource in resources])
-    priced = match_milp(values, demands, limits, costs, time_limit_s=time_limit_s)
+    divisible = np.array([candidates.query.divisible for candidates in found], dtype=np.bool_)
+    priced = match(values, demands, limits, costs, divisible=divisible)
     result = priced
+    if not divisible.any():  # the solver knows no fractions
+        result = match_milp(values, demands, limits, costs, time_limit_s=time_limit_s)
     prices = dict(zip(resources, map(float, priced.prices), strict=True))
     return _in_parts(problem, spaces, found, result, min(priced.bound, result.bound), prices)
 
