@@ -91,7 +91,7 @@ def _profiles(
                 _check_work(site, f"site {site.site!r}", pipeline, classes)
                 sites[site.site] = _measured_at(site, pipeline, operators_of(site.operators, classes))
     for described in fleet.sites:
-        if described.kind in kinds:
+        if described.kind in kinds and described.site.name not in sites:
             sites[described.site.name] = kinds[described.kind].at(described, pipeline)
     for name, profile in sites.items():
         yield (name, pipeline.name), profile

@@ -92,24 +92,24 @@ def explanation_text(found: Explanation) -> list[str]:
     lines = [f"{query_line(found.query)}, weight {found.query.weight:g}, from {found.query.origin}"]
     if found.refusal is not None:
         lines.append(f"{'refused':<{_INDENT}}{found.refusal}")
-    chosen = {alternative.line for alternative in found.chosen}
+    shown: dict[str, str] = {}
     for alternative in (*found.chosen, *found.alternatives):
-        lines.extend(_alternative(alternative, same=alternative.line in chosen))
+        if alternative.line in shown:
+            lines.append(f"{alternative.title:<{_INDENT}}the same as {shown[alternative.line]}")
+            continue
+        shown[alternative.line] = alternative.title
+        lines.extend(_alternative(alternative))
     part = " (the origin with one other site at a time)" if found.partial else ""
     lines.append(f"picked from {found.considered:,} plans{part}, each at the load that it would cause")
     if not found.prices:
-        lines.append("nothing that it could use is scarce: no resource has a price")
+        lines.append("no resource that it could use has a price")
     return lines
 
 
-def _alternative(alternative: Alternative, *, same: bool) -> Iterator[str]:
-    title = f"{alternative.title:<{_INDENT}}"
-    if same and not alternative.title.startswith("chosen"):
-        yield f"{title}the chosen plan"
-        return
-    yield f"{title}{alternative.line}"
+def _alternative(alternative: Alternative) -> Iterator[str]:
+    yield f"{alternative.title:<{_INDENT}}{alternative.line}"
     indent = " " * _INDENT
-    yield indent + ", ".join(_SAID[said.objective](said) for said in alternative.slo)
+    yield indent + ", ".join(map(_objective, alternative.slo))
     priced = [charge for charge in alternative.charges if charge.price > 0]
     if priced:
         yield f"{indent}takes {alternative.charged:.3g} of weight from others: {_named(map(_price, priced))}"
@@ -130,22 +130,21 @@ def _shortage(charge: Charge) -> str:
     return f"{charge.resource} lacks {charge.missing:.3g} of the {charge.demand:.3g} it needs"
 
 
-def _latency(said: Said) -> str:
-    return f"p95 {1e3 * said.value:.0f} ms{_verdict(1e3 * said.slack, '{:.3g} ms')}"
+def _objective(said: Said) -> str:
+    start, scale, form, unit = _FORMS[said.objective]
+    if said.value is None or said.slack is None:
+        return f"{start}without end (MISSES: a site is overloaded)"
+    verdict = (
+        f"{scale * said.slack:.3g}{unit} to spare"
+        if said.met
+        else f"MISSES by {-scale * said.slack:.3g}{unit}"
+    )
+    return f"{start}{form.format(scale * said.value)} ({verdict})"
 
 
-def _accuracy(said: Said) -> str:
-    return f"accuracy {said.value:.3f}{_verdict(said.slack, '{:.3g}')}"
-
-
-def _cost(said: Said) -> str:
-    return f"{1e3 * said.value:.2f} mUSD per 1,000{_verdict(1e3 * said.slack, '{:.3g}')}"
-
-
-def _verdict(slack: float, form: str) -> str:
-    if slack >= 0:
-        return f" ({form.format(slack)} to spare)"
-    return f" (MISSES by {form.format(-slack)})"
-
-
-_SAID = {"latency_p95_s": _latency, "accuracy": _accuracy, "cost_usd_per_1000": _cost}
+_FORMS = {
+    "latency_p95_s": ("p95 ", 1e3, "{:.0f} ms", " ms"),
+    "accuracy": ("accuracy ", 1.0, "{:.3f}", ""),
+    "cost_usd_per_1000": ("", 1e3, "{:.2f} mUSD per 1,000", ""),
+}
+"""Objective -> words before the value, its factor, its form, the slack's unit."""

@@ -45,10 +45,16 @@ class Said:
 
     objective: str
     """Field of ``Slo``."""
-    value: float
+    value: float | None
+    """None: without end, a site would be overloaded."""
     limit: float
-    slack: float
+    slack: float | None
     """In the objective's unit; below 0 it is missed by that much."""
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.slack is not None and self.slack >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,6 @@ class Alternative:
 
     title: str
     plan: Plan
-    """With its estimate."""
     line: str
     """The plan in one line."""
     slo: tuple[Said, ...]
@@ -84,7 +89,7 @@ class Alternative:
     @property
     def meets_slo(self) -> bool:
         """Whether all objectives are met."""
-        return all(said.slack >= 0 for said in self.slo)
+        return all(said.met for said in self.slo)
 
     @property
     def charged(self) -> float:
@@ -218,7 +223,7 @@ class _View:
         slo = self.query.slo
         return Alternative(
             title=title,
-            plan=replace(plan, estimate=found),
+            plan=replace(plan, estimate=None),
             line=plan_line(pipeline_of(self.problem, self.query), plan),
             slo=(
                 _said("latency_p95_s", found.latency_p95_s, slo.latency_p95_s),
@@ -301,6 +306,7 @@ def _excess(estimates: Estimates, query: Query) -> Floats:
 
 
 def _said(objective: str, value: float, limit: float, *, at_least: bool = False) -> Said:
-    return Said(
-        objective=objective, value=value, limit=limit, slack=value - limit if at_least else limit - value
-    )
+    if not math.isfinite(value):
+        return Said(objective=objective, value=None, limit=limit, slack=None)
+    slack = value - limit if at_least else limit - value
+    return Said(objective=objective, value=value, limit=limit, slack=slack)
