@@ -27,12 +27,12 @@ _NAMED = re.compile(r"(?:unknown|missing required) field `([^`]+)`")
 _TOML_LINE = re.compile(r"\(at line (\d+)")
 
 
-def read_toml(path: Path, *, limit_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Any], str]:
+def read_toml(path: Path, *, limit_bytes: int | None = None) -> tuple[dict[str, Any], str]:
     """Read and parse one TOML file.
 
     Args:
         path: The file.
-        limit_bytes: Larger ones are refused.
+        limit_bytes: Larger ones are refused; ``MAX_FILE_BYTES`` if None.
 
     Returns:
         The parsed tables and the text, for ``line_of``.
@@ -40,9 +40,10 @@ def read_toml(path: Path, *, limit_bytes: int = MAX_FILE_BYTES) -> tuple[dict[st
     Raises:
         ConfigError: If it cannot be read, is too large, or is not TOML.
     """
+    limit = MAX_FILE_BYTES if limit_bytes is None else limit_bytes
     try:
-        if path.stat().st_size > limit_bytes:
-            raise ConfigError(f"larger than {limit_bytes} bytes", file=path)
+        if path.stat().st_size > limit:
+            raise ConfigError(f"larger than {limit} bytes", file=path)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text: {error.reason}", file=path) from error
@@ -86,7 +87,7 @@ def line_of(text: str, field: str) -> int | None:
     best: tuple[int, int] | None = None
     inside: int | None = None  # where only [table.part] headers spell the table out
     for line, path in _paths(text):
-        if inside is None and want and path.startswith(want + "."):
+        if inside is None and want and path.startswith((want + ".", want + "[")):
             inside = line
         if (want == path or want.startswith((path + ".", path + "["))) and (
             best is None or len(path) > best[0]
