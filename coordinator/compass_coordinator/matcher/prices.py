@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compass_coordinator.matcher.columns import Columns, Queries
+from compass_coordinator.matcher.columns import OVERDRAFT, Columns, Queries
 from compass_coordinator.matcher.deadline import Deadline
 from compass_coordinator.matcher.problem import Bools, Floats, Ints
 
@@ -34,9 +34,14 @@ _COOLING = 0.25
 """From one temperature to the next."""
 _LEAD = 25.0
 """Temperatures by which a best plan must lead for its query to be fixed."""
+_FEW = 500
+"""Queries of which none is fixed."""
+_PULL = 30.0
+"""Temperatures that doubling a price costs half of, where queries are fixed on account of the prices."""
 _STEPS, _FIRST_STEPS = 6, 40
 _SETTLED = 0.1
 """Share of the temperature that a Newton step may still promise."""
+_RIDGES = 10
 _TO_BOUNDARY = 0.99
 _SAMPLES = ((2048, 0.05), (32768, 0.001))
 """(queries, temperature down to which so many are enough, as a share of a query's mean value)."""
@@ -61,10 +66,16 @@ class State:
     slack: Floats
     """(resources,) > 0."""
     temperature: float
+    anchored: bool = False
+    """Whether the prices are drawn to where they were, because queries are fixed on their account."""
+
+    def with_places(self, places: Ints) -> State:
+        """The same with other queries that are not fixed."""
+        return replace(self, places=places, blocks=self.queries.blocks_of(places))
 
     def offering(self, queries: Queries) -> State:
         """The same with other values for the same queries."""
-        return replace(self, queries=queries, blocks=queries.blocks_of(self.places))
+        return replace(self, queries=queries).with_places(self.places)
 
     @classmethod
     def at(cls, queries: Queries, places: Ints, rest: Floats, prices: Floats, temperature: float) -> State:
@@ -128,13 +139,19 @@ def _mean_value(queries: Queries) -> float:
 
 def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
     """The state in which every query is fixed that is decided at these prices."""
-    rest, places = np.ones(len(prices)), [np.zeros(0, np.int64)]
+    everyone = State.at(queries, np.arange(0), np.ones(len(prices)), prices, temperature)
+    if len(queries) <= _FEW:
+        return everyone.with_places(np.arange(len(queries)))
+    rest, places = everyone.rest, [np.zeros(0, np.int64)]
     for where, columns in queries.blocks():
         reduced = columns.reduced(prices)
         near = leads(reduced) <= _LEAD * temperature
-        rest -= _used_by_best(columns, reduced, ~near)
+        rest = rest - _used_by_best(columns, reduced, ~near)
         places.append(where.start + np.flatnonzero(near))
-    return State.at(queries, np.concatenate(places), rest, prices, temperature)
+    if rest.min(initial=0.0) < -OVERDRAFT:
+        return everyone.with_places(np.arange(len(queries)))
+    fixed = replace(everyone, rest=np.maximum(rest, 0.0), anchored=True)
+    return fixed.with_places(np.concatenate(places))
 
 
 def leads(reduced: Floats) -> Floats:
@@ -160,15 +177,17 @@ def cooled(state: State, until: float, deadline: Deadline) -> State:
 
 def _fixed(state: State) -> State:
     """Take the decided queries out, if they are many."""
+    if len(state.places) <= _FEW:
+        return state
     near, rest = [np.zeros(0, bool)], state.rest
     for columns in state.blocks:
         reduced = columns.reduced(state.prices)
         near.append(leads(reduced) <= _LEAD * state.temperature)
         rest = rest - _used_by_best(columns, reduced, ~near[-1])
     places = state.places[np.concatenate(near)]
-    if len(places) > 0.7 * len(state.places):
+    if len(places) > 0.7 * len(state.places) or rest.min(initial=0.0) < -OVERDRAFT:
         return state
-    return replace(state, places=places, blocks=state.queries.blocks_of(places), rest=rest)
+    return replace(state, rest=np.maximum(rest, 0.0), anchored=True).with_places(places)
 
 
 def _used_by_best(columns: Columns, reduced: Floats, which: Bools) -> Floats:
@@ -217,6 +236,11 @@ def _evaluated(state: State, prices: Floats) -> _Point:
         value += best
         gradient -= usage
         curvature += covariance / state.temperature
+    if state.anchored:
+        away, pull = (prices - state.prices) / state.prices, _PULL * state.temperature
+        value += pull * float(away @ away) / 2
+        gradient += pull * away / state.prices
+        curvature += np.diag(pull / state.prices**2)
     return _Point(value=value, gradient=gradient, curvature=curvature)
 
 
@@ -232,7 +256,7 @@ def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
 def _solved(matrix: Floats, right: Floats) -> Floats:
     """Solve a positive semidefinite system, regularised as little as it takes."""
     ridge = 1e-14 * (1 + float(matrix.diagonal().max(initial=0.0)))
-    while True:
+    for _ in range(_RIDGES):
         try:
             solution = np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(right)), right), np.float64)
         except np.linalg.LinAlgError:
@@ -240,6 +264,7 @@ def _solved(matrix: Floats, right: Floats) -> Floats:
         if np.isfinite(solution).all() and solution @ right >= 0:
             return solution
         ridge *= 100
+    return np.zeros_like(right)
 
 
 def _room(numbers: Floats, step: Floats) -> float:
