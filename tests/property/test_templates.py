@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -12,11 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass_coordinator.planner.templates import Box, Range, Templates, build_templates, prune_for_box
-from compass_shared.plan import Estimate
+from compass_coordinator.planner.templates.columns import TOTALS, Column, path_columns
+from compass_shared.plan import Estimate, Plan
 from compass_shared.problem import Z95
 from compass_shared.query import Slo
 from support.problem_strategies import seeds
-from support.template_cases import Case, CaseShape, best, binding_slo, random_case, resource_prices
+from support.template_cases import (
+    CLASSES,
+    Case,
+    CaseShape,
+    best,
+    binding_slo,
+    features,
+    random_case,
+    resource_prices,
+)
 
 
 @st.composite
@@ -99,6 +110,23 @@ def test_features_and_coefficients_make_the_estimate(shape: CaseShape, seed: int
             )
 
 
+@settings(max_examples=60)
+@given(shapes(), seeds)
+def test_templates_are_the_undominated_of_all_plans_one_by_one(shape: CaseShape, seed: int) -> None:
+    distinct = replace(shape, kinds=tuple(range(min(2, len(shape.kinds)))))
+    case = random_case(seed, distinct)
+    templates = _templates(case)
+    columns = path_columns(len(case.kinds), CLASSES)
+    everything = {_figures(case, plan, columns) for plan in case.plans()}
+    undominated = {
+        one for one in everything if not any(_dominates(other, one) and other != one for other in everything)
+    }
+    plans = [templates.plan(row, case.sites) for row in range(len(templates))]
+    found = [_figures(case, plan, columns) for plan in plans]
+    assert len(set(found)) == len(found), "of equal plans one is kept"
+    assert set(found) == undominated
+
+
 @settings(max_examples=40)
 @given(shapes(), seeds, st.integers(1, 3))
 def test_pruning_for_a_group_of_queries_loses_nothing_to_any_of_them(
@@ -121,6 +149,29 @@ def test_pruning_for_a_group_of_queries_loses_nothing_to_any_of_them(
     for estimates, slo in zip(everything, slos, strict=True):
         prices = resource_prices(rng, estimates)
         assert best([estimates[row] for row in kept], slo, prices) == best(estimates, slo, prices)
+
+
+Figures = tuple[float, tuple[float, ...], frozenset[tuple[float, ...]]]
+"""Accuracy, totals, and the paths that are worst in some way."""
+
+
+def _figures(case: Case, plan: Plan, columns: Sequence[Column]) -> Figures:
+    whole, *ways = (tuple(way) for way in features(case, plan, columns))
+    worst = frozenset(way for way in ways if not any(_no_more(way, other) and way != other for other in ways))
+    totals = tuple(value for value, column in zip(whole, columns, strict=True) if column.quantity in TOTALS)
+    return case.estimate(plan).accuracy, totals, worst
+
+
+def _dominates(one: Figures, other: Figures) -> bool:
+    return (
+        one[0] >= other[0]
+        and _no_more(one[1], other[1])
+        and all(any(_no_more(path, theirs) for theirs in other[2]) for path in one[2])
+    )
+
+
+def _no_more(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def _coefficients(case: Case, templates: Templates, sites: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

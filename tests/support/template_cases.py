@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from compass_coordinator.planner.templates import Column, Kind, Quantity
-from compass_shared.evaluate import evaluate_plan
+from compass_shared.evaluate import evaluate_plan, paths
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.plan import Estimate, Plan
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, SiteProfile
 from compass_shared.query import Query, Slo
 from compass_shared.queueing import wait_at
+from compass_shared.segments import cut
 from compass_shared.site import Link, Prices, Site, Tier
 
 PIPELINE = "sort-mail"
@@ -269,6 +271,37 @@ def _query(draw: _Draw, origin: str) -> Query:
 
 def _load(rng: Random) -> SiteLoad:
     return SiteLoad(utilisation=rng.uniform(0, 0.95), residual_s=rng.uniform(0, 0.1))
+
+
+def features(case: Case, plan: Plan, columns: Sequence[Column]) -> list[list[float]]:
+    """By the book: of the whole plan first, then of each path through its segments."""
+    kinds = dict(zip(case.sites, case.kinds, strict=True))
+    measured = {
+        name: kinds[site].operators[variant_key(name, plan.config[name])]
+        for name, site in plan.placement.items()
+    }
+    sizes = {name: (found.output_mean_bytes, found.output_var_bytes2) for name, found in measured.items()}
+    sizes[REQUEST] = (case.kinds[0].request_mean_bytes, case.kinds[0].request_var_bytes2)
+    segments = cut(case.pipeline, plan.placement, case.sites[0])
+    steps = []
+    for segment in segments:
+        role = case.sites.index(segment.site)
+        step = defaultdict(float, {Column(role, Quantity.VISITS): 1.0})
+        for name in segment.operators:
+            step[Column(role, Quantity.CALLS)] += 1.0
+            step[Column(role, Quantity.WORK, measured[name].speed_class)] += measured[name].mean_s
+            step[Column(role, Quantity.WORK_VAR, measured[name].speed_class)] += measured[name].var_s2
+        for values, mean, var, square in (
+            (segment.needs, Quantity.UP, Quantity.UP_VAR, Quantity.UP_SQ),
+            (segment.exports, Quantity.DOWN, Quantity.DOWN_VAR, Quantity.DOWN_SQ),
+        ):
+            if role > 0:
+                step[Column(role, mean)] += sum(sizes[name][0] for name in values)
+                step[Column(role, var)] += sum(sizes[name][1] for name in values)
+                step[Column(role, square)] += sum(sizes[name][0] for name in values) ** 2
+        steps.append(step)
+    ways = [range(len(steps)), *paths(segments)]
+    return [[sum(steps[index][column] for index in way) for column in columns] for way in ways]
 
 
 def best(estimates: Iterable[Estimate], slo: Slo, prices: Mapping[str, float]) -> float:

@@ -1,9 +1,9 @@
 """Blocks: a pipeline in pieces, each of which the rest sees through a single operator.
 
 An operator is a *waist* if all operators before it lead to it and later ones read nothing earlier, not even
-the request. What comes after a waist depends on what came before through three things only: the waist's
-role, the bytes of its output and the segment that it is in. So plans of a chain are built operator by
-operator, and a fork-join is one block: everything after its fork up to and including its join.
+the request. What comes after a waist depends on what came before through two things only: the waist's
+role and the bytes of its output. So plans of a chain are built operator by operator, and a fork-join is one
+block: everything after its fork up to and including its join.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ class Block:
     base: Operator | None
     """The waist before it; None for the first block, which reads the request."""
     operators: tuple[Operator, ...]
-    last: bool
     output: str
-    """The pipeline's output if its bytes are known to be exported in this block, else empty."""
+    """The pipeline's output in the last block, empty in others."""
 
     @property
     def carried(self) -> str:
@@ -36,27 +35,31 @@ class Block:
 def blocks(pipeline: Pipeline) -> tuple[Block, ...]:
     """Cut a pipeline at its waists; the last block ends with the last operator."""
     operators = pipeline.operators
-    ends = [at for at in range(len(operators) - 1) if _is_waist(operators, at)] + [len(operators) - 1]
+    waists = [at for at in range(len(operators) - 1) if _is_waist(pipeline, at)]
     found = []
-    base = None
-    start = 0
-    for end in ends:
-        inside = operators[start : end + 1]
+    for before, end in zip([-1, *waists], [*waists, len(operators) - 1], strict=True):
         last = end == len(operators) - 1
-        settled = {op.name for op in (inside if last else inside[:-1])} | ({base.name} if base else set())
-        output = pipeline.output if pipeline.output in settled else ""
-        found.append(Block(base=base, operators=inside, last=last, output=output))
-        base, start = operators[end], end + 1
+        found.append(
+            Block(
+                base=operators[before] if before >= 0 else None,
+                operators=operators[before + 1 : end + 1],
+                output=pipeline.output if last else "",
+            )
+        )
     return tuple(found)
 
 
-def _is_waist(operators: Sequence[Operator], at: int) -> bool:
+def _is_waist(pipeline: Pipeline, at: int) -> bool:
+    operators = pipeline.operators
     leads = {operators[at].name}
     for operator in reversed(operators[:at]):
         if any(operator.name in later.inputs for later in operators[: at + 1] if later.name in leads):
             leads.add(operator.name)
     earlier = {REQUEST, *(op.name for op in operators[:at])}
-    return len(leads) == at + 1 and not any(earlier & set(later.inputs) for later in operators[at + 1 :])
+    read_later = {name for later in operators[at + 1 :] for name in later.inputs}
+    # A result that is there before the end would leave its segment together with what others need of it.
+    done = pipeline.output in {op.name for op in operators[: at + 1]}
+    return len(leads) == at + 1 and not earlier & read_later and not done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

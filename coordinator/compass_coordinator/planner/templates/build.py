@@ -76,13 +76,14 @@ def _stage(
     At the end of the pipeline no role is needed any more, and all are in one.
     """
     known = _suffix_accuracy(figures, block)
+    last = block.operators[-1] is figures.pipeline.operators[-1]
     choosable = np.asarray((known > -np.inf).any(axis=1))
     waiting: dict[int, list[Labels]] = {}
     done: dict[int, Labels] = {}
     made = 0
     for before in labels.values():
         for part in grown(figures, block, before, max_remote, choosable):
-            role = 0 if block.last else int(part.placement[0, -1])
+            role = 0 if last else int(part.placement[0, -1])
             waiting.setdefault(role, []).append(part)
             made += len(part)
             if sum(map(len, waiting[role])) > _BATCH:
@@ -124,10 +125,8 @@ def _pruned(figures: Tables, labels: Labels, known: Floats) -> Labels:
             conditions.append(_no_less_accurate(accuracy, config))
     else:
         groups = groups * len(begun) + config
-    if known.shape[1] > 1 or labels.placement.shape[1] < len(figures.pipeline.operators):
-        columns += [
-            each[:, np.newaxis] for each in (labels.out_mean_bytes, labels.out_var_bytes2, labels.sent_bytes)
-        ]
+    if labels.placement.shape[1] < len(figures.pipeline.operators):
+        columns += [each[:, np.newaxis] for each in (labels.out_mean_bytes, labels.out_var_bytes2)]
     if len(labels.paths) > 1:
         conditions.append(_no_worse_paths(labels.paths))
     return labels.take(undominated(np.hstack(columns), groups=groups, also=_both(conditions)))

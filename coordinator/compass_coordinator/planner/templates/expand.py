@@ -21,19 +21,17 @@ from compass_coordinator.planner.templates.labels import Labels, worst_paths
 from compass_coordinator.planner.templates.tables import OperatorTable, Tables
 from compass_shared.segments import Segment
 
+PART = 100_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Transfer:
-    """Bytes over one link in one direction, of which the carried value is part for every label."""
+    """Bytes over one link in one direction, of which the carried value is part."""
 
     role: int
     up: bool
     others_bytes: Floats
     """(c,) mean of the other values sent with it."""
-    carries: bool
-    """Whether the carried value is among them."""
-    after_sent: bool
-    """Whether it adds to what the waist's segment already sends (the segment went on into this block)."""
     ways: Mask
     """(p,) paths that it lies on."""
 
@@ -58,16 +56,10 @@ class _Addition:
     """(c,) of the last operator."""
     out_var_bytes2: Floats
     """(c,)."""
-    sent_bytes: Floats
-    """(c,) that the last operator's segment sends to the origin, its own and the carried value aside."""
-    same_segment: bool
-    """Whether the last operator is still in the segment of the waist before the block."""
-    carried_sent: bool
-    """Whether that segment then sends the carried value."""
 
 
 def grown(tables: Tables, block: Block, labels: Labels, max_remote: int, choosable: Mask) -> Iterator[Labels]:
-    """Labels after a block, by shape.
+    """Labels after a block, by shape, some ``PART`` at a time at most.
 
     Args:
         tables: Figures of the pipeline.
@@ -86,9 +78,12 @@ def grown(tables: Tables, block: Block, labels: Labels, max_remote: int, choosab
         allowed = np.array([used is not None for used in after])
         rows = np.flatnonzero(allowed[pattern])
         used = np.array([used or 0 for used in after], dtype=np.int64)[pattern[rows]]
-        made = _combined(tables, labels.take(rows), used, addition, choosable)
-        if len(made):
-            yield made
+        step = max(1, PART // max(1, len(addition.number)))
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            made = _combined(tables, labels.take(rows[part]), used[part], addition, choosable)
+            if len(made):
+                yield made
 
 
 def used_after(tables: Tables, used: int, roles: Sequence[int], max_remote: int) -> int | None:
@@ -118,8 +113,6 @@ def _addition(tables: Tables, block: Block, placed: Shape) -> _Addition:
     worker = _Worker(tables=tables, block=block, shape=placed, found=found, chosen=chosen)
     steps = [worker.segment(segment) for segment in placed.segments]
     total = np.sum([step for step, _ in steps], axis=0)
-    end = next(segment for segment in placed.segments if names[-1] in segment.operators)
-    same_segment = block.base is not None and block.base.name in end.operators
     last = found[names[-1]]
     return _Addition(
         shape=placed,
@@ -131,9 +124,6 @@ def _addition(tables: Tables, block: Block, placed: Shape) -> _Addition:
         transfers=tuple(transfer for _, transfers in steps for transfer in transfers),
         out_mean_bytes=last.out_mean_bytes[chosen[names[-1]]],
         out_var_bytes2=last.out_var_bytes2[chosen[names[-1]]],
-        sent_bytes=worker.mean_bytes(end.exports if end.site != "0" else ()),
-        same_segment=same_segment,
-        carried_sent=same_segment and end.site != "0" and block.carried in end.exports,
     )
 
 
@@ -158,44 +148,34 @@ class _Worker:
                 features += self.found[name].features[self.chosen[name]]
         if not old:
             features[:, self.tables.at(role, Quantity.VISITS)] += 1
-        transfers = []
-        if role > 0:
-            # What the waist's segment needs was sent to it before the block.
-            needs = () if old else segment.needs
-            transfers = [
-                self._transfer(features, segment, values, up=up, after_sent=old)
-                for values, up in ((needs, True), (segment.exports, False))
-                if values
-            ]
-        return features, [transfer for transfer in transfers if transfer.carries or transfer.after_sent]
+        if role == 0:
+            return features, []
+        # What the waist's segment needs was sent to it before the block.
+        moves = [(segment.exports, False)] if old else [(segment.needs, True), (segment.exports, False)]
+        transfers = [self._transfer(features, segment, values, up=up) for values, up in moves]
+        return features, [transfer for transfer in transfers if transfer is not None]
 
-    def mean_bytes(self, values: Sequence[str]) -> Floats:
-        """(c,) of the block's own values among these."""
-        sizes = [self.found[name].out_mean_bytes[self.chosen[name]] for name in values if name in self.found]
-        return np.asarray(sum(sizes, np.zeros(len(next(iter(self.chosen.values()))))))
-
-    def _var_bytes2(self, values: Sequence[str]) -> Floats:
-        sizes = [self.found[name].out_var_bytes2[self.chosen[name]] for name in values if name in self.found]
-        return np.asarray(sum(sizes, np.zeros(len(next(iter(self.chosen.values()))))))
+    def _sizes(self, values: Sequence[str]) -> tuple[Floats, Floats]:
+        """Mean and variance (c,) of the block's own values among these, together."""
+        own = [(self.found[name], self.chosen[name]) for name in values if name in self.found]
+        nothing = np.zeros(len(next(iter(self.chosen.values()))))
+        mean = sum((table.out_mean_bytes[chosen] for table, chosen in own), nothing)
+        var = sum((table.out_var_bytes2[chosen] for table, chosen in own), nothing)
+        return mean, var
 
     def _transfer(
-        self, features: Floats, segment: Segment, values: Sequence[str], *, up: bool, after_sent: bool
-    ) -> _Transfer:
-        role = int(segment.site)
-        transfer = _Transfer(
-            role=role,
-            up=up,
-            others_bytes=self.mean_bytes(values),
-            carries=self.block.carried in values,
-            after_sent=after_sent,
-            ways=np.array([segment.index in way for way in self.shape.ways]),
-        )
-        mean, var, square = _transfer_columns(self.tables, role, up=up)
-        features[:, mean] += transfer.others_bytes
-        features[:, var] += self._var_bytes2(values)
-        if not transfer.carries and not after_sent:
-            features[:, square] += transfer.others_bytes**2
-        return transfer
+        self, features: Floats, segment: Segment, values: Sequence[str], *, up: bool
+    ) -> _Transfer | None:
+        """Add what is known of a transfer to the features; the transfer itself if there is more to it."""
+        mean, var, square = _transfer_columns(self.tables, int(segment.site), up=up)
+        mean_bytes, var_bytes2 = self._sizes(values)
+        features[:, mean] += mean_bytes
+        features[:, var] += var_bytes2
+        if self.block.carried not in values:
+            features[:, square] += mean_bytes**2
+            return None
+        ways = np.array([segment.index in way for way in self.shape.ways])
+        return _Transfer(role=int(segment.site), up=up, others_bytes=mean_bytes, ways=ways)
 
 
 def _transfer_columns(tables: Tables, role: int, *, up: bool) -> tuple[int, int, int]:
@@ -216,11 +196,6 @@ def _combined(tables: Tables, labels: Labels, used: Indices, addition: _Addition
     paths = np.stack([path[one] + way[other] for path in labels.paths for way in addition.ways])
     for transfer in addition.transfers:
         _carry(tables, labels, one, other, transfer, totals, paths)
-    sent = addition.sent_bytes[other]
-    if addition.same_segment:
-        sent = sent + labels.sent_bytes[one]
-    if addition.carried_sent:
-        sent = sent + labels.out_mean_bytes[one]
     roles = np.array(addition.shape.roles, dtype=np.int8)
     return Labels(
         placement=np.hstack([labels.placement[one], np.broadcast_to(roles, (len(one), len(roles)))]),
@@ -231,7 +206,6 @@ def _combined(tables: Tables, labels: Labels, used: Indices, addition: _Addition
         paths=worst_paths(paths),
         out_mean_bytes=addition.out_mean_bytes[other],
         out_var_bytes2=addition.out_var_bytes2[other],
-        sent_bytes=sent,
     )
 
 
@@ -246,13 +220,10 @@ def _carry(
 ) -> None:
     """Add to totals and paths what a transfer depends on the label for."""
     mean, var, square = _transfer_columns(tables, transfer.role, up=transfer.up)
-    carried = labels.out_mean_bytes[one] if transfer.carries else np.zeros(len(one))
-    added = transfer.others_bytes[other] + carried
-    before = labels.sent_bytes[one] if transfer.after_sent else np.zeros(len(one))
+    carried = labels.out_mean_bytes[one]
     lies_on = np.flatnonzero(np.tile(transfer.ways, len(labels.paths)))[:, np.newaxis]
     rows = np.arange(len(one))
-    paths[lies_on, rows, square] += added * (added + 2 * before)
-    if transfer.carries:
-        paths[lies_on, rows, mean] += carried
-        paths[lies_on, rows, var] += labels.out_var_bytes2[one]
-        totals[:, tables.total_of.index(mean)] += carried
+    paths[lies_on, rows, mean] += carried
+    paths[lies_on, rows, var] += labels.out_var_bytes2[one]
+    paths[lies_on, rows, square] += (transfer.others_bytes[other] + carried) ** 2
+    totals[:, tables.total_of.index(mean)] += carried

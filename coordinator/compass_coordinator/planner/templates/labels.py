@@ -31,8 +31,6 @@ class Labels:
     """(n,) of the waist's output."""
     out_var_bytes2: Floats
     """(n,)."""
-    sent_bytes: Floats
-    """(n,) that the waist's segment already sends to the origin."""
 
     def __len__(self) -> int:
         return len(self.config)
@@ -48,7 +46,6 @@ class Labels:
             paths=self.paths[:, rows],
             out_mean_bytes=self.out_mean_bytes[rows],
             out_var_bytes2=self.out_var_bytes2[rows],
-            sent_bytes=self.sent_bytes[rows],
         )
 
 
@@ -63,7 +60,6 @@ def start(totals: int, features: int, request_mean_bytes: float, request_var_byt
         paths=np.zeros((1, 1, features)),
         out_mean_bytes=np.array([request_mean_bytes]),
         out_var_bytes2=np.array([request_var_bytes2]),
-        sent_bytes=np.zeros(1),
     )
 
 
@@ -79,7 +75,6 @@ def joined(parts: Sequence[Labels]) -> Labels:
         paths=np.concatenate([_padded(part.paths, most) for part in parts], axis=1),
         out_mean_bytes=np.concatenate([part.out_mean_bytes for part in parts]),
         out_var_bytes2=np.concatenate([part.out_var_bytes2 for part in parts]),
-        sent_bytes=np.concatenate([part.sent_bytes for part in parts]),
     )
 
 
