@@ -41,7 +41,7 @@ _PULL = 30.0
 _STEPS, _FIRST_STEPS = 6, 40
 _SETTLED = 0.1
 """Share of the temperature that a Newton step may still promise."""
-_RIDGES = 10
+_LEAST_RIDGE, _RIDGES = 1e-14, 8
 _TO_BOUNDARY = 0.99
 _SAMPLES = ((2048, 0.05), (32768, 0.001))
 """(queries, temperature down to which so many are enough, as a share of a query's mean value)."""
@@ -254,15 +254,16 @@ def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
 
 
 def _solved(matrix: Floats, right: Floats) -> Floats:
-    """Solve a positive semidefinite system, regularised as little as it takes."""
-    ridge = 1e-14 * (1 + float(matrix.diagonal().max(initial=0.0)))
+    """Solve a positive semidefinite system with a positive diagonal, regularised as little as it takes."""
+    size = np.sqrt(matrix.diagonal())
+    scaled, target, ridge = matrix / np.outer(size, size), right / size, _LEAST_RIDGE
     for _ in range(_RIDGES):
         try:
-            solution = np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(right)), right), np.float64)
+            solution = np.asarray(np.linalg.solve(scaled + ridge * np.eye(len(right)), target), np.float64)
         except np.linalg.LinAlgError:
             solution = np.full_like(right, np.nan)
-        if np.isfinite(solution).all() and solution @ right >= 0:
-            return solution
+        if np.isfinite(solution).all() and solution @ target >= 0:
+            return solution / size
         ridge *= 100
     return np.zeros_like(right)
 

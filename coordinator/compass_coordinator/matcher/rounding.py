@@ -177,8 +177,8 @@ def _repair(bench: Workbench, prices: Floats) -> None:
         weights[~np.isfinite(reduced)] = np.inf
         if only_drop:
             weights[:-1] = np.inf
-        relief = at_plan(weights, bench.plan) - weights
         with np.errstate(invalid="ignore", divide="ignore"):
+            relief = at_plan(weights, bench.plan) - weights
             ratio = np.where(relief > 0, (at_plan(reduced, bench.plan) - reduced) / relief, np.inf)
         target = ratio.argmin(axis=0)
         ratio = ratio.min(axis=0)
