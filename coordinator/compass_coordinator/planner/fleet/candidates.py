@@ -1,0 +1,303 @@
+"""Candidates of all queries of a fleet, as the arrays that a matcher takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compass_coordinator.estimator import Floats, Indices
+from compass_coordinator.matcher.problem import SparseDemands
+from compass_coordinator.planner.fleet.coefficients import coefficients_of
+from compass_coordinator.planner.fleet.directions import diverse, priced
+from compass_coordinator.planner.fleet.evaluate import evaluate_pairs
+from compass_coordinator.planner.fleet.pricing import NONE, Best
+from compass_coordinator.planner.fleet.space import MEMORY_BYTES, Allowed, FleetSpace, TemplateCache
+from compass_shared.errors import PlanningError
+from compass_shared.pipeline import variant_key
+from compass_shared.plan import Estimate, Plan
+from compass_shared.problem import Problem, SiteLoad
+
+KEEP = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetCandidates:
+    """For every query at most K plans, each of which meets the whole SLO and fits alone.
+
+    Queries are those of the problem, in its order; those that no plan serves have none. Arrays are
+    ``(queries, K)`` unless said otherwise; entries without a plan are zeros.
+    """
+
+    space: FleetSpace
+    values: Floats
+    """The query's weight; -inf where there is no plan."""
+    costs: Floats
+    """USD per second at the query's rate."""
+    demands: SparseDemands
+    """At the query's rate; resources are indices into ``resources``."""
+    group: Indices
+    """Of the instance; ``NONE`` where there is no plan, like the next two."""
+    instance: Indices
+    """Number in its group."""
+    row: Indices
+    """Template of the group."""
+    latency_mean_s: Floats
+    latency_var_s2: Floats
+    latency_p95_s: Floats
+    accuracy: Floats
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Names of all resources of the fleet."""
+        return self.space.tables.resources
+
+    @property
+    def capacities(self) -> Floats:
+        """(resources,) what may be handed out."""
+        return self.space.tables.capacities
+
+    def plan(self, query: int, candidate: int) -> Plan:
+        """One candidate with its estimate.
+
+        Raises:
+            PlanningError: If there is no such candidate.
+        """
+        at = query, candidate
+        if self.group[at] == NONE:
+            raise PlanningError(
+                f"query {self.space.problem.queries[query].name!r} has no candidate {candidate}"
+            )
+        group, features = self.space.groups[self.group[at]], self.space.features[self.group[at]]
+        names = self.space.tables.sites.names
+        sites = [names[site] for site in group.sites[self.instance[at]]]
+        plan = features.templates.plan(int(features.rows[self.row[at]]), sites)
+        rate_hz = self.space.tables.queries.rate_hz[query]
+        demand: dict[str, float] = {}
+        for resource, amount in zip(self.demands.resources[at], self.demands.amounts[at], strict=True):
+            if amount > 0:
+                demand[self.resources[resource]] = float(amount)
+        estimate = Estimate(
+            latency_mean_s=float(self.latency_mean_s[at]),
+            latency_var_s2=float(self.latency_var_s2[at]),
+            latency_p95_s=float(self.latency_p95_s[at]),
+            accuracy=float(self.accuracy[at]),
+            cost_usd_per_1000=float(1000 * self.costs[at] / rate_hz),
+            demand=demand,
+        )
+        return Plan(config=plan.config, placement=plan.placement, estimate=estimate)
+
+    def scarce(self) -> tuple[SparseDemands, Floats, Indices]:
+        """Demands on the resources alone that could run out if every query took its thirstiest plan.
+
+        Returns:
+            Demands with resources renumbered; their capacities; their indices into ``resources``.
+        """
+        return _scarce(self.values, self.demands, self.capacities)
+
+    def hosted(self) -> tuple[NDArray[np.int32], tuple[tuple[str, str, str], ...]]:
+        """Which variants each candidate needs where.
+
+        Returns:
+            (queries, K, operators) indices of items, -1 for none; and the items: site, pipeline, variant key.
+        """
+        return _hosted(self)
+
+
+def find_fleet_candidates(
+    problem: Problem,
+    *,
+    loads: Mapping[str, SiteLoad],
+    keep: int = KEEP,
+    memory_bytes: int = MEMORY_BYTES,
+    templates: TemplateCache | None = None,
+    prices: Floats | None = None,
+    max_remote: int = 2,
+    allowed: Allowed | None = None,
+) -> FleetCandidates:
+    """Plan all queries of a fleet at given loads.
+
+    Args:
+        problem: Sites, links, profiles, accuracy and queries; its own loads are not read.
+        loads: To evaluate waiting at; sites that are not listed have none.
+        keep: Most candidates of one query, >= 1.
+        memory_bytes: Budget for the search; the result comes on top.
+        templates: Templates found earlier; new ones are added.
+        prices: (resources,) prices of an earlier match in value per unit of demand, in the order of
+            ``FleetCandidates.resources``.
+        max_remote: Most remote sites that one plan may use.
+        allowed: Placement policy; None for all placements.
+    """
+    space = FleetSpace.of(
+        problem,
+        loads,
+        TemplateCache() if templates is None else templates,
+        max_remote=max_remote,
+        memory_bytes=memory_bytes,
+        allowed=allowed,
+    )
+    return candidates_of(space, keep=keep, prices=prices)
+
+
+def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None = None) -> FleetCandidates:
+    """The best plan of every query in diverse directions: each once, the cheapest first."""
+    return _assembled(space, *_distinct(space.best(diverse(space, keep, prices)), keep))
+
+
+def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandidates, float]:
+    """Column generation: what each query would choose from all its plans at the prices of a match.
+
+    Args:
+        candidates: That were matched.
+        prices: (resources,) >= 0 in value per unit of demand.
+
+    Returns:
+        The candidates and, where a query likes another plan better, that one too; and a bound on the value of
+        any match over all plans of all queries: ``prices @ capacities + sum over queries of max(0, weight -
+        least prices @ demand)``.
+    """
+    space = candidates.space
+    best = space.best(priced(space, prices))
+    queries = space.tables.queries
+    reduced = queries.weight - queries.rate_hz * best.score[:, 0]
+    bound = float(prices @ space.tables.capacities + np.maximum(reduced, 0.0).sum())
+    joined = Best(
+        score=np.concatenate([np.where(candidates.group == NONE, np.inf, 0.0), best.score], axis=1),
+        group=np.concatenate([candidates.group, best.group], axis=1),
+        instance=np.concatenate([candidates.instance, best.instance], axis=1),
+        row=np.concatenate([candidates.row, best.row], axis=1),
+    )
+    return _assembled(space, *_distinct(joined, joined.score.shape[1])), bound
+
+
+def _distinct(best: Best, keep: int) -> tuple[Indices, Indices, Indices]:
+    """Every plan that was found once, in the order of directions; at most ``keep`` a query.
+
+    Returns:
+        Group, instance and row, each ``(queries, K)``.
+    """
+    keys = (best.group << 48) | (best.instance << 22) | best.row
+    new = best.group != NONE
+    for later in range(1, keys.shape[1]):
+        new[:, later] &= (keys[:, :later] != keys[:, later, np.newaxis]).all(axis=1)
+    place = np.cumsum(new, axis=1) - 1
+    query, way = np.nonzero(new & (place < keep))
+    count = int(place.max(initial=-1)) + 1
+    found = []
+    for array in (best.group, best.instance, best.row):
+        picked = np.full((len(keys), max(1, min(count, keep))), NONE, dtype=np.int64)
+        picked[query, place[query, way]] = array[query, way]
+        found.append(picked)
+    return found[0], found[1], found[2]
+
+
+def _assembled(space: FleetSpace, group: Indices, instance: Indices, row: Indices) -> FleetCandidates:
+    """Evaluate the chosen plans."""
+    shape = group.shape
+    slots = max((features.slots for features in space.features), default=1)
+    figures = {name: np.zeros(shape) for name in ("mean_s", "var_s2", "p95_s", "accuracy", "cost_usd")}
+    amounts, resources = np.zeros((*shape, slots)), np.zeros((*shape, slots), dtype=np.int32)
+    for number, (instances, features) in enumerate(zip(space.groups, space.features, strict=True)):
+        at = np.nonzero(group == number)
+        made = coefficients_of(space.tables, instances.take(instance[at]), features)
+        found = evaluate_pairs(features, made, row[at])
+        figures["mean_s"][at] = found.latency_mean_s
+        figures["var_s2"][at] = found.latency_var_s2
+        figures["p95_s"][at] = found.latency_p95_s
+        figures["accuracy"][at] = features.accuracy[row[at]]
+        figures["cost_usd"][at] = found.cost_usd
+        amounts[..., : features.slots][at] = found.amounts
+        resources[..., : features.slots][at] = made.resources
+    queries = space.tables.queries
+    return FleetCandidates(
+        space=space,
+        values=np.where(group == NONE, -np.inf, queries.weight[:, np.newaxis]),
+        costs=figures["cost_usd"] * queries.rate_hz[:, np.newaxis],
+        demands=SparseDemands(
+            resources=resources, amounts=amounts * queries.rate_hz[:, np.newaxis, np.newaxis]
+        ),
+        group=group,
+        instance=instance,
+        row=row,
+        latency_mean_s=figures["mean_s"],
+        latency_var_s2=figures["var_s2"],
+        latency_p95_s=figures["p95_s"],
+        accuracy=figures["accuracy"],
+    )
+
+
+def _scarce(
+    values: Floats, demands: SparseDemands, capacities: Floats
+) -> tuple[SparseDemands, Floats, Indices]:
+    present = (demands.amounts > 0) & ~np.isneginf(values)[:, :, np.newaxis]
+    query, candidate, entry = np.nonzero(present)
+    resource = demands.resources[query, candidate, entry].astype(np.int64)
+    amount = demands.amounts[query, candidate, entry]
+    # The most that each query asks of each resource, then the sum over queries.
+    order = np.argsort(query * len(capacities) + resource, kind="stable")
+    key = (query * len(capacities) + resource)[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    most = np.maximum.reduceat(amount[order], starts) if starts.size else amount
+    needed = np.bincount(resource[order][starts], weights=most, minlength=len(capacities))
+    kept = np.flatnonzero(needed > capacities)
+    number = np.full(len(capacities), NONE)
+    number[kept] = np.arange(len(kept))
+    renumbered = number[demands.resources]
+    counts = present & (renumbered != NONE)
+    # Entries that count come first, so that the others need no room.
+    order = np.argsort(~counts, axis=2, kind="stable")[:, :, : max(1, int(counts.sum(axis=2).max(initial=0)))]
+    counts = np.take_along_axis(counts, order, axis=2)
+    reduced = SparseDemands(
+        resources=np.where(counts, np.take_along_axis(renumbered, order, axis=2), 0),
+        amounts=np.where(counts, np.take_along_axis(demands.amounts, order, axis=2), 0.0),
+    )
+    return reduced, capacities[kept], kept
+
+
+def _hosted(candidates: FleetCandidates) -> tuple[NDArray[np.int32], tuple[tuple[str, str, str], ...]]:
+    space = candidates.space
+    names = space.tables.sites.names
+    operators = max((len(features.templates.pipeline.operators) for features in space.features), default=0)
+    codes = np.full((*candidates.group.shape, operators), -1, dtype=np.int64)
+    bases = _variant_bases(space)
+    for number, (instances, features) in enumerate(zip(space.groups, space.features, strict=True)):
+        at = np.nonzero(candidates.group == number)
+        rows = features.rows[candidates.row[at]]
+        sites = instances.sites[candidates.instance[at]]
+        roles, variants = features.templates.placement[rows], features.templates.variants[rows]
+        base = np.array(bases[instances.pipeline], dtype=np.int64)
+        placed = np.take_along_axis(sites, roles.astype(np.int64), axis=1)
+        count = len(base)
+        codes[..., :count][at] = (base + variants) * len(names) + placed
+    found, inverse = np.unique(codes, return_inverse=True)
+    known = found >= 0
+    items = inverse.reshape(codes.shape).astype(np.int32) - np.int32((~known).sum())
+    labels = _variant_names(space)
+    return items, tuple((names[code % len(names)], *labels[code // len(names)]) for code in found[known])
+
+
+def _variant_names(space: FleetSpace) -> list[tuple[str, str]]:
+    """Every variant of every pipeline, as (pipeline, key)."""
+    return [
+        (pipeline, variant_key(operator.name, knobs))
+        for pipeline in _pipelines(space)
+        for operator in space.problem.pipelines[pipeline].operators
+        for knobs in operator.variants()
+    ]
+
+
+def _variant_bases(space: FleetSpace) -> dict[str, list[int]]:
+    """Pipeline -> number of the first variant of each of its operators in ``_variant_names``."""
+    bases: dict[str, list[int]] = {}
+    total = 0
+    for pipeline in _pipelines(space):
+        for operator in space.problem.pipelines[pipeline].operators:
+            bases.setdefault(pipeline, []).append(total)
+            total += sum(1 for _ in operator.variants())
+    return bases
+
+
+def _pipelines(space: FleetSpace) -> Sequence[str]:
+    return sorted({group.pipeline for group in space.groups})

@@ -1,0 +1,140 @@
+"""All plans of all queries of a fleet, ready to be searched at any prices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compass_coordinator.planner.fleet.blocks import PER_REGION, SIZE
+from compass_coordinator.planner.fleet.coefficients import Features, coefficients_of
+from compass_coordinator.planner.fleet.grouping import Group, group_instances
+from compass_coordinator.planner.fleet.pricing import Best, Directions, Search
+from compass_coordinator.planner.fleet.tables import TIERS, FleetTables
+from compass_coordinator.planner.templates import Kind, Templates, build_templates
+from compass_shared.problem import Problem, SiteLoad
+from compass_shared.site import Tier
+
+MEMORY_BYTES = 2 << 30
+MOST_INSTANCES = 32768
+"""Searched together: more share the overhead, but their bounds leave the cache."""
+
+Allowed: TypeAlias = Callable[[Templates, tuple[Tier, ...]], NDArray[np.bool_]]
+"""A placement policy: which templates (n,) may be used when the roles have these tiers."""
+
+
+@dataclass(slots=True)
+class TemplateCache:
+    """Templates by what they were built from, so that a fleet that plans again builds none again."""
+
+    _known: dict[Hashable, Features] = field(default_factory=dict)
+
+    def features(self, problem: Problem, pipeline: str, kinds: tuple[Kind, ...]) -> Features:
+        """Templates that use all remote roles of a pattern.
+
+        Args:
+            problem: Gives pipeline and accuracy.
+            pipeline: Its name.
+            kinds: Of the roles.
+        """
+        key = _key(problem, pipeline, kinds)
+        if key not in self._known:
+            built = build_templates(problem.pipelines[pipeline], problem.accuracy[pipeline], kinds)
+            everywhere = np.asarray(built.used)[:, 1:].all(axis=1)
+            self._known[key] = Features.of(built, np.flatnonzero(everywhere))
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FleetSpace:
+    """Every plan of every query, as templates at instances."""
+
+    problem: Problem
+    tables: FleetTables
+    groups: tuple[Group, ...]
+    features: tuple[Features, ...]
+    """Of each group."""
+    memory_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        loads: Mapping[str, SiteLoad],
+        templates: TemplateCache,
+        *,
+        max_remote: int = 2,
+        memory_bytes: int = MEMORY_BYTES,
+        allowed: Allowed | None = None,
+    ) -> FleetSpace:
+        """Read a problem and get the templates it needs.
+
+        Args:
+            problem: The planning problem.
+            loads: To evaluate waiting at; sites that are not listed have none.
+            templates: Templates found earlier; new ones are added.
+            max_remote: Most remote sites that one plan may use.
+            memory_bytes: Budget for what is kept and for what is made on the way.
+            allowed: Placement policy; None for all placements.
+        """
+        tables = FleetTables.of(problem, loads)
+        groups = tuple(
+            part
+            for group in group_instances(problem, tables, max_remote)
+            if group.pipeline in problem.accuracy
+            for part in (_by_tiers(tables, group) if allowed is not None else (group,))
+        )
+        features = tuple(templates.features(problem, group.pipeline, group.kinds) for group in groups)
+        if allowed is not None:
+            features = tuple(
+                _restricted(tables, group, found, allowed)
+                for group, found in zip(groups, features, strict=True)
+            )
+        return cls(
+            problem=problem,
+            tables=tables,
+            groups=groups,
+            features=features,
+            memory_bytes=memory_bytes,
+        )
+
+    def best(self, directions: Directions) -> Best:
+        """In every direction the best plan of every query that meets its SLO and, unless it is divisible, fits."""
+        best = Best.none(len(self.tables.queries), len(directions))
+        for number, (group, features) in enumerate(zip(self.groups, self.features, strict=True)):
+            looked_at = directions.first(directions.deep) if group.sites.shape[1] > 2 else directions
+            batch = self._batch(features, len(looked_at))
+            for start in range(0, len(group) if len(features) else 0, batch):
+                part = group.take(slice(start, start + batch))
+                made = coefficients_of(self.tables, part, features)
+                Search.of(features, made, part.query, looked_at, group=number, first=start, best=best).run()
+        return best
+
+    def _batch(self, features: Features, directions: int) -> int:
+        """Instances whose coefficients, weights and bounds stay well within the budget."""
+        each = 2 * features.instance_bytes + 8 * directions * (3 * len(features.slot_of) + features.slots)
+        each += 4 * len(features.regions) + 8 * directions * (PER_REGION + SIZE)
+        return max(1, min(MOST_INSTANCES, self.memory_bytes // (2 * each)))
+
+
+def _by_tiers(tables: FleetTables, group: Group) -> Iterator[Group]:
+    """Parts of a group in which every role has one tier."""
+    tiers = tables.sites.tier[group.sites]
+    for found in np.unique(tiers, axis=0):
+        yield group.take(np.flatnonzero((tiers == found).all(axis=1)))
+
+
+def _restricted(tables: FleetTables, group: Group, features: Features, allowed: Allowed) -> Features:
+    """Only the templates that a policy allows at the tiers of a group's sites."""
+    tiers = tuple(TIERS[tier] for tier in tables.sites.tier[group.sites[0]])
+    return Features.of(features.templates, features.rows[allowed(features.templates, tiers)[features.rows]])
+
+
+def _key(problem: Problem, pipeline: str, kinds: tuple[Kind, ...]) -> Hashable:
+    built = problem.pipelines[pipeline]
+    operators = tuple((op.name, op.inputs, repr(sorted(op.knobs.items()))) for op in built.operators)
+    accuracy = frozenset((key, found.mean) for key, found in problem.accuracy[pipeline].configs.items())
+    return pipeline, built.digest, built.output, operators, accuracy, tuple(kind.key for kind in kinds)
