@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,13 @@ class Case:
     def shape(self) -> tuple[int, int, int]:
         """Queries, plans, resources."""
         return (*self.values.shape, len(self.capacities))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Arguments of `make` that make it again."""
+        queries, plans, resources = self.shape
+        shape = {"queries": queries, "plans": plans, "resources": resources}
+        return {"kind": self.kind, **shape, "level": self.level, "seed": self.seed}
 
     def part(self, queries: NDArray[np.int64], capacities: Floats) -> Case:
         """Some of the queries, with capacities of their own."""
