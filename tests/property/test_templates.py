@@ -62,7 +62,7 @@ def _looser(slo: Slo) -> Slo:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(shapes(), seeds, st.sampled_from([None, None, 1]))
 def test_the_best_template_is_the_best_plan_exactly(
     shape: CaseShape, seed: int, max_remote: int | None
@@ -78,7 +78,7 @@ def test_the_best_template_is_the_best_plan_exactly(
         assert best(kept, slo, prices) == best(everything, slo, prices)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(shapes(exact=False), seeds)
 def test_the_best_template_is_the_best_plan_with_any_figures_and_waits(shape: CaseShape, seed: int) -> None:
     case = random_case(seed, shape)
@@ -92,7 +92,7 @@ def test_the_best_template_is_the_best_plan_with_any_figures_and_waits(shape: Ca
         assert math.isinf(wanted) or best(kept, _looser(slo), prices) <= wanted * (1 + 1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(shapes(exact=False), seeds)
 def test_features_and_coefficients_make_the_estimate(shape: CaseShape, seed: int) -> None:
     case = random_case(seed, shape)
@@ -110,7 +110,7 @@ def test_features_and_coefficients_make_the_estimate(shape: CaseShape, seed: int
             )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(shapes(), seeds)
 def test_templates_are_the_undominated_of_all_plans_one_by_one(shape: CaseShape, seed: int) -> None:
     distinct = replace(shape, kinds=tuple(range(min(2, len(shape.kinds)))))
