@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -157,11 +159,15 @@ def test_a_narrow_box_prunes_what_a_wide_one_cannot() -> None:
     assert _kept(templates, prune_for_box(templates, _slowdowns(templates, 1.0, 1.75))) == [0, 1]
 
 
-def test_corners_at_which_two_of_three_differ_count_as_well() -> None:
+@pytest.mark.parametrize("latency_alone", [True, False])
+def test_corners_at_which_two_of_three_differ_count_as_well(latency_alone: bool) -> None:
     # Level 1 is no slower at (1, 1, 1), with one slowdown doubled and with all; with the first two it is.
     templates = _flat([[1.0, 1.0, 3.5], [2.0, 2.0, 0.0]], [1.0, 1.0])
-    assert _kept(templates, prune_for_box(templates, _slowdowns(templates, 1.0, 2.0))) == [0, 1]
-    assert _kept(templates, prune_for_box(templates, _slowdowns(templates, 1.0, 1.5))) == [1]
+    for high, kept in ((2.0, [0, 1]), (1.5, [1])):
+        box = _slowdowns(templates, 1.0, high)
+        if latency_alone:
+            box = replace(box, seconds=Range(low=box.seconds.low, high=box.seconds.low))
+        assert _kept(templates, prune_for_box(templates, box)) == kept
 
 
 def test_only_accuracies_that_are_asked_for_tell_plans_apart() -> None:
