@@ -21,10 +21,11 @@ import numpy as np
 
 from compass_coordinator.estimator import Floats, Indices
 from compass_coordinator.planner.search.labels import placements_below
-from compass_coordinator.planner.search.relaxation import complete, relax
+from compass_coordinator.planner.search.prospects import prospects
+from compass_coordinator.planner.search.relaxation import Relaxed, complete, relax
 from compass_coordinator.planner.search.result import Budget, Judge, Judged, SearchResult
 from compass_coordinator.planner.search.surrogate import Surrogate, Variances, first_variances, fit
-from compass_coordinator.planner.search.tables import SCORE, Tables
+from compass_coordinator.planner.search.tables import MEAN, SCORE, VAR, Tables
 from compass_shared.errors import PlanningError
 from compass_shared.pipeline import Config
 
@@ -33,11 +34,13 @@ MeasureAccuracy: TypeAlias = Callable[[Config], float]
 
 FIRST = 12
 """Configs measured before the surrogate is asked, spread so that each variant is seen about equally often."""
-STARTS, PARENTS, MOVES = 64, 8, 4
+STARTS, PARENTS, MOVES = 16, 6, 4
 """Random configs a pool starts with, configs that moves start from, and rounds of moves."""
 PRICED = 96
-"""Configs of each round whose best placements are sought."""
-TRIES = 20
+"""Configs that a round leaves; in the end their best placements are sought."""
+WORTHS, MULTIPLIERS = np.geomspace(0.01, 100, 13), np.array([0.3, 1.0, 3.0])
+"""Prices on accuracy and latency, relative to the best plan's, that prospects are sought at."""
+TRIES = 5
 """Pools without a config worth measuring after which the search ends."""
 NO_BOUND = "no bound: an unmeasured config may be cheap and accurate"
 
@@ -61,6 +64,8 @@ class _Search:
     hopeless: set[tuple[int, ...]] = field(default_factory=set)
     """Configs that no placement serves within the other limits, found before measuring them."""
     trace: list[tuple[int, float]] = field(default_factory=list)
+    exchange: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Multiplier, slope and reach of the best config's relaxation."""
     variances: Variances = field(init=False)
 
     def run(self) -> Iterator[SearchResult]:
@@ -112,7 +117,8 @@ class _Search:
         key = tuple(choice.tolist())
         if key in self.seen or key in self.hopeless:
             return False
-        sites = self._placed(choice)
+        relaxed = relax(self._tables, choice[np.newaxis], *self._limits())
+        sites = self._placed(choice, relaxed)
         if sites is None:
             self.hopeless.add(key)
             return False
@@ -123,17 +129,16 @@ class _Search:
         found = self.judge.judge(choice, sites, accuracy)
         if found.beats(self.best):
             self.best = found
+            self.exchange = float(relaxed.multiplier[0]), float(relaxed.slope[0]), float(relaxed.reach[0])
             if found.violation == 0:
                 self.trace.append((len(self.seen), found.score))
         return True
 
-    def _placed(self, choice: Indices) -> Indices | None:
+    def _placed(self, choice: Indices, relaxed: Relaxed) -> Indices | None:
         """The cheapest placement that keeps latency, cost and capacities and beats the best plan."""
-        choices = choice[np.newaxis]
-        relaxed = relax(self._tables, choices, *self._limits())
         if not relaxed.bound[0] < self._score():
             return None
-        leaves = placements_below(self._tables, choices, relaxed, *self._limits(), self._score())
+        leaves = placements_below(self._tables, choice[np.newaxis], relaxed, *self._limits(), self._score())
         # Accuracy aside: what the rest of the SLO makes of the placement.
         for sites in leaves.sites[:100]:
             if self.judge.judge(choice, sites, 1.0).violation == 0:
@@ -147,12 +152,36 @@ class _Search:
             return None
         model = fit(self._tables.counts, choices, accuracy, self.variances)
         self.variances = model.variances
-        pool = np.concatenate([choices[-PARENTS:], self._parents(choices, accuracy), self._random(STARTS)])
-        top, merit = self._ranked(pool, model)
+        pool = np.concatenate(
+            [
+                choices[-PARENTS:],
+                self._parents(choices, accuracy),
+                self._prospects(model),
+                self._random(STARTS),
+            ]
+        )
+        top, likely = self._ranked(pool, model)
         for _ in range(MOVES):
-            pool = np.concatenate([top[:PARENTS], self._moved(top[:PARENTS])])
-            top, merit = self._ranked(np.unique(pool, axis=0), model)
-        return top[0] if len(top) and merit[0] > -math.inf else None
+            top, likely = self._ranked(np.concatenate([top, self._moved(top[:PARENTS])]), model)
+        return self._priced(top, likely)
+
+    def _prospects(self, model: Surrogate) -> Indices:
+        """Configs that would be best if single variants were all, over a grid of what accuracy is worth."""
+        m, slope, _ = self.exchange
+        scale = abs(self.best.score) if self.best is not None else 0.0
+        worth, multiplier = np.meshgrid(scale / model.scale * WORTHS, m * MULTIPLIERS)
+        return np.unique(
+            prospects(self._tables, model.effects(), worth.ravel(), multiplier.ravel(), slope), axis=0
+        )
+
+    def _priced(self, top: Indices, likely: Floats) -> Indices | None:
+        """The one that promises most once the best placements are known, if any promises anything."""
+        relaxed = relax(self._tables, top, *self._limits())
+        merit = self._merit(likely, np.where(np.isfinite(relaxed.score), relaxed.score, relaxed.bound))
+        if not np.isfinite(merit).any():
+            self.hopeless.update(tuple(row) for row in top.tolist())
+            return None
+        return np.asarray(top[np.argmax(merit)])
 
     def _parents(self, choices: Indices, accuracy: Floats) -> Indices:
         """Measured configs that are accurate enough and cheap, or else the most accurate."""
@@ -174,29 +203,36 @@ class _Search:
         return np.concatenate(moved)
 
     def _ranked(self, pool: Indices, model: Surrogate) -> tuple[Indices, Floats]:
-        """Those of a pool that could be measured, the most promising first, and what they promise."""
+        """Those of a pool that look best before they are placed, and the logarithms of their chances.
+
+        The score of a config's best plan is estimated with the multiplier on latency of the best plan so far.
+        """
+        pool = np.unique(pool, axis=0)
         new = [tuple(row) not in self.seen and tuple(row) not in self.hopeless for row in pool.tolist()]
         pool = pool[np.array(new, dtype=np.bool_)]
+        m, slope, reach = self.exchange
         floor = complete(self._tables, pool, {SCORE: 1.0}).least
-        pool, floor = pool[floor < self._score()], floor[floor < self._score()]
-        log_likely = self._log_likely(pool, model)
-        likely = np.argsort(-self._merit(log_likely, floor), kind="stable")[:PRICED]
-        pool, log_likely = pool[likely], log_likely[likely]
-        relaxed = relax(self._tables, pool, *self._limits())
-        merit = self._merit(log_likely, np.where(np.isfinite(relaxed.score), relaxed.score, relaxed.bound))
-        order = np.argsort(-merit, kind="stable")
-        return pool[order], merit[order]
+        priced = complete(self._tables, pool, {SCORE: 1.0, MEAN: m, VAR: m * slope}).least - m * reach
+        fastest_s = complete(self._tables, pool, {MEAN: 1.0}).least
+        possible = (floor < self._score()) & (fastest_s <= self._limits()[0])
+        pool, score = pool[possible], np.maximum(floor, priced)[possible]
+        likely = self._log_likely(pool, model)
+        order = np.argsort(-self._merit(likely, score, least=1e-3), kind="stable")[:PRICED]
+        return pool[order], likely[order]
 
     def _log_likely(self, pool: Indices, model: Surrogate) -> Floats:
         """Logarithm of the chance that each config is accurate enough."""
         mean, spread = model.predict(pool)
         return _log_normal_cdf((mean - self.judge.query.slo.accuracy) / spread)
 
-    def _merit(self, log_likely: Floats, score: Floats) -> Floats:
-        """Logarithm of the expected saving; while nothing serves, of the chance to serve."""
+    def _merit(self, log_likely: Floats, score: Floats, least: float = 0.0) -> Floats:
+        """Logarithm of the expected saving; while nothing serves, of the chance to serve.
+
+        Savings below a ``least`` share of the best score count as that.
+        """
         saving = np.where(np.isfinite(score), 1.0, 0.0)
         if math.isfinite(self._score()):
-            saving = np.maximum(self._score() - score, 0.0)
+            saving = np.maximum(self._score() - score, least * self._score())
         return log_likely + np.log(saving, out=np.full_like(saving, -np.inf), where=saving > 0)
 
     def _result(self) -> SearchResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from compass_coordinator.planner.search.configs import known_configs
@@ -58,12 +59,27 @@ def improving_plans(
 ) -> Iterator[SearchResult]:
     """The same, step by step: yields what is best so far until the budget or the space ends."""
     for name, price in prices.items():
-        if not 0 <= price < float("inf"):
+        if not 0 <= price < math.inf:
             raise PlanningError(f"the price of {name} is {price}; it must be finite and >= 0")
     budget = Budget() if budget is None else budget
     tables = build_tables(problem, query, prices)
+    if not tables.sites:
+        yield _nowhere(query, bounded=accuracy is None)
+        return
     judge = Judge(problem=problem, query=query, tables=tables, prices=prices)
     if accuracy is None:
         yield from search_known(judge, known_configs(tables, problem.accuracy.get(query.pipeline)), budget)
     else:
         yield from search_measuring(judge, accuracy, budget, seed)
+
+
+def _nowhere(query: Query, *, bounded: bool) -> SearchResult:
+    return SearchResult(
+        plan=None,
+        score=math.inf,
+        violation=math.inf,
+        bound=math.inf if bounded else None,
+        evaluations=0,
+        trace=(),
+        reason=f"every site that query {query.name!r} may use is overloaded",
+    )

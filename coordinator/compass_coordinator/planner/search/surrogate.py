@@ -3,8 +3,8 @@
 A Bayesian linear model in its dual (kernel) form. Accuracy is a constant, plus for every operator an effect
 of its variant and a trend along its variants in file order, plus for every pair of operators an effect of the
 pair of variants, plus noise. Each of these groups of effects has a variance of its own, fitted by the
-fixed-point iteration of restricted maximum likelihood (Harville, JASA 1977; MacKay, 1992): a group that
-explains nothing fades, so that operators without influence and knobs without order cost no measurements.
+fixed-point iteration of MacKay (Neural Computation 1992) and held by a weak prior while measurements are few:
+what explains nothing shrinks, so operators without influence and knobs without order cost few measurements.
 
 Shapes: m configs measured, B configs asked for, n operators.
 """
@@ -20,8 +20,10 @@ from compass_coordinator.estimator import Floats, Indices
 
 ROUNDS = 4
 """Steps of the variances' iteration at each fit; fits follow one another, so they converge over time."""
-NOISE, LEAST = 1e-3, 1e-8
-"""Least variance of the noise and of a group, relative to that of the accuracies."""
+NOISE = 1e-3
+"""Least variance of the noise, relative to that of the accuracies."""
+BELIEF = 0.5
+"""Effects' worth of evidence that each group's first variance counts for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,13 +63,24 @@ class Surrogate:
         spread = np.sqrt(np.maximum(own - (half**2).sum(axis=0), 1e-12))
         return self.centre + self.scale * (cross @ self.weights), self.scale * spread
 
+    def effects(self) -> tuple[Floats, ...]:
+        """Per operator (variants,): what its variants add to accuracy, pairs aside."""
+        found = []
+        for column, place in enumerate(self.place):
+            chosen = self.choices[:, column]
+            single = np.bincount(chosen, weights=self.weights, minlength=len(place))
+            trend = (self.weights @ place[chosen]) * place
+            both = self.variances.effect[column] * single + self.variances.trend[column] * trend
+            found.append(self.scale * both)
+        return tuple(found)
+
 
 def first_variances(operators: int) -> Variances:
-    """Before anything is known: effects and trends matter alike, pairs less."""
+    """Before anything is known: trends matter most, single variants and pairs less."""
     pairs = max(1, operators * (operators - 1) // 2)
     return Variances(
-        effect=np.full(operators, 0.4 / operators),
-        trend=np.full(operators, 0.4 / operators),
+        effect=np.full(operators, 0.2 / operators),
+        trend=np.full(operators, 1.0 / operators),
         pair=np.full((operators, operators), 0.2 / pairs) * (1 - np.eye(operators)),
         noise=0.01,
     )
@@ -104,7 +117,7 @@ def fit(counts: Sequence[int], choices: Indices, accuracy: Floats, variances: Va
 
 
 def _refined(variances: Variances, choices: Indices, place: Sequence[Floats], target: Floats) -> Variances:
-    """One step: each variance times (what its group explains) / (what it should explain by chance)."""
+    """One step of the iteration for every group."""
     m, n = choices.shape
     covariance = _kernel(variances, choices, choices, place)
     covariance[np.diag_indices(m)] += variances.noise
@@ -114,18 +127,30 @@ def _refined(variances: Variances, choices: Indices, place: Sequence[Floats], ta
     flat = inverse.ravel()
     same = _same(choices, choices).reshape(m * m, n)
     along = _along(choices, place)
-    effect = _step(variances.effect, drive @ same, flat @ same)
-    trend = _step(variances.trend, (weights @ along) ** 2, np.einsum("io,ij,jo->o", along, inverse, along))
-    pair = _step(variances.pair, (same.T * drive) @ same, (same.T * flat) @ same)
-    noise = _step(np.array([variances.noise]), np.array([weights @ weights]), np.array([np.trace(inverse)]))
+    prior = first_variances(n)
+    effect = _step(variances.effect, prior.effect, drive @ same, flat @ same)
+    trend = _step(
+        variances.trend,
+        prior.trend,
+        (weights @ along) ** 2,
+        np.einsum("io,ij,jo->o", along, inverse, along),
+    )
+    pair = _step(variances.pair, prior.pair, (same.T * drive) @ same, (same.T * flat) @ same)
+    noise = _step(
+        np.array([variances.noise]),
+        np.array([prior.noise]),
+        np.array([weights @ weights]),
+        np.array([np.trace(inverse)]),
+    )
     return Variances(
         effect=effect, trend=trend, pair=pair * (1 - np.eye(n)), noise=max(NOISE, float(noise[0]))
     )
 
 
-def _step(variance: Floats, explained: Floats, expected: Floats) -> Floats:
-    ratio = np.divide(explained, expected, out=np.ones_like(variance), where=expected > 0)
-    return np.asarray(np.clip(variance * np.clip(ratio, 0.1, 10.0), LEAST, 10.0))
+def _step(variance: Floats, prior: Floats, drive: Floats, curvature: Floats) -> Floats:
+    """(Squared effects + their prior) / (effects determined by the measurements + the prior's weight)."""
+    squares, determined = variance**2 * drive, variance * curvature
+    return np.asarray((squares + BELIEF * prior) / (determined + BELIEF))
 
 
 def _kernel(variances: Variances, left: Indices, right: Indices, place: Sequence[Floats]) -> Floats:
