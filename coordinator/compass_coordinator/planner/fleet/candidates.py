@@ -143,7 +143,7 @@ def find_fleet_candidates(
 
 def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None = None) -> FleetCandidates:
     """The best plan of every query in diverse directions: each once, the cheapest first."""
-    return _assembled(space, *_distinct(space.best(diverse(space, keep, prices)), keep))
+    return _assembled(space, *_distinct(space.best(diverse(space, prices)), keep))
 
 
 def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandidates, float]:

@@ -40,12 +40,11 @@ _WAYS: tuple[Mapping[int, float], ...] = (
 )
 
 
-def diverse(space: FleetSpace, count: int, prices: Floats | None) -> Directions:
+def diverse(space: FleetSpace, prices: Floats | None = None) -> Directions:
     """The cheapest plan, the plan at known prices, and plans that spare one class of resources or several.
 
     Args:
         space: The fleet.
-        count: Most directions.
         prices: (resources,) of an earlier match, or None.
     """
     classes = _classes(space)
@@ -57,7 +56,7 @@ def diverse(space: FleetSpace, count: int, prices: Floats | None) -> Directions:
         weights.insert(1, _tie_break(space, prices))
     # Plans over several remote sites are rarely best; the matcher's own prices find the ones that are.
     deep = 1 if prices is None else 2
-    return Directions(cost_weight=np.array(weights[:count]), prices=np.stack(ways[:count]), deep=deep)
+    return Directions(cost_weight=np.array(weights), prices=np.stack(ways), deep=deep)
 
 
 def priced(space: FleetSpace, prices: Floats) -> Directions:

@@ -102,7 +102,7 @@ class FleetSpace:
         )
 
     def best(self, directions: Directions) -> Best:
-        """In every direction the best plan of every query that meets its SLO and, unless it is divisible, fits."""
+        """In every direction the best plan of every query that meets its SLO and fits alone."""
         best = Best.none(len(self.tables.queries), len(directions))
         for number, (group, features) in enumerate(zip(self.groups, self.features, strict=True)):
             looked_at = directions.first(directions.deep) if group.sites.shape[1] > 2 else directions
