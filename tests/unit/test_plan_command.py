@@ -180,15 +180,18 @@ def test_at_least_cost_everything_has_to_be_served(folder: Path, capsys: pytest.
     assert "everything is served for" in capsys.readouterr().out
 
 
-def test_of_many_queries_only_the_refused_are_listed(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_many_queries_there_is_an_overview(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fleet = folder / "fleet.toml"
     fleet.write_text(fleet.read_text().replace("count = 2", "count = 45"))
     assert plan(folder, "--policy", "device", pipelines=("door",)) == 0
     shown = capsys.readouterr().out
-    assert "46 are refused; the first 20:" in shown
-    assert len(shown.splitlines()) < 50
+    assert "    46 refused for accuracy (45), latency (1)" in shown
+    assert "... and 43 more; --json lists all" in shown
+    assert plan(folder, "--policy", "cloud", pipelines=("door",)) == 0
+    shown = capsys.readouterr().out
+    assert "cloud\n" in shown
+    assert "busiest: pool" in shown
+    assert len(shown.splitlines()) < 20
 
 
 @pytest.mark.parametrize(

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from compass_coordinator.plan_document import decision_line
 from compass_coordinator.planning import FleetPlan
 from compass_coordinator.planning.explanation import Alternative, Charge, Explanation, Said
-from compass_shared.plan import Estimate
+from compass_shared.plan import Estimate, Placement
 from compass_shared.problem import Problem
 from compass_shared.query import Query
+from compass_shared.site import Tier, cores_resource
 
 MANY = 40
-"""Of more queries than this only the refused ones are listed."""
-_LISTED = 20
+"""More queries than this are not listed one by one."""
+_LISTED = 3
 _INDENT = 21
 
 
 def plan_text(problem: Problem, plan: FleetPlan) -> list[str]:
-    """Every query with its plan (of many: the refused ones), then the totals."""
-    listed = problem.queries
-    lines: list[str] = []
-    if len(listed) > MANY:
-        refused = [query for query in listed if query.name in plan.refusals]
-        listed = tuple(refused[:_LISTED])
-        lines.append(f"{len(problem.queries) - len(refused):,} queries have plans; --json lists them all.")
-        if refused:
-            lines.append(f"{len(refused):,} are refused; the first {len(listed)}:")
-    for query in listed:
-        lines.extend(_decision(problem, plan, query))
+    """Every query with its plan (of many: an overview), then the totals."""
+    if len(problem.queries) > MANY:
+        lines = [*_overview(problem, plan), *_busiest(problem, plan)]
+    else:
+        lines = [line for query in problem.queries for line in _decision(problem, plan, query)]
     return [*lines, *_scarce(plan), total_line(problem, plan)]
+
+
+def _overview(problem: Problem, plan: FleetPlan) -> Iterator[str]:
+    """How many queries run where, and the first of those that do not."""
+    places = Counter(" and ".join(_tiers(problem, each.placement)) for each in plan.plans.values())
+    places.update(["split"] * len(plan.split))
+    for place, count in places.most_common():
+        yield f"{count:6,} {place}"
+    if not plan.refusals:
+        return
+    bindings = Counter(refusal.binding.value for refusal in plan.refusals.values())
+    reasons = _named(f"{each} ({count:,})" for each, count in bindings.most_common())
+    yield f"{len(plan.refusals):6,} refused for {reasons}"
+    refused = [query for query in problem.queries if query.name in plan.refusals]
+    for query in refused[:_LISTED]:
+        yield from _decision(problem, plan, query)
+    if len(refused) > _LISTED:
+        yield f"... and {len(refused) - _LISTED:,} more; --json lists all, --explain QUERY looks at one"
+
+
+def _tiers(problem: Problem, placement: Placement) -> list[str]:
+    used = {problem.sites[site].tier for site in placement.values()}
+    return [tier.value for tier in Tier if tier in used]
+
+
+def _busiest(problem: Problem, plan: FleetPlan) -> Iterator[str]:
+    """The shared sites with the least room."""
+    running = [*plan.plans.values(), *(share.plan for shares in plan.split.values() for share in shares)]
+    used: Counter[str] = Counter()
+    for each in running:
+        if each.estimate is not None:
+            used.update(each.estimate.demand)
+    shared = [site for site in problem.sites.values() if site.tier is not Tier.DEVICE and site.cores > 0]
+    shares = [(used[cores_resource(site.name)] / site.cores, site.name) for site in shared]
+    busiest = sorted(shares, key=lambda found: (-found[0], found[1]))[:5]
+    if busiest:
+        yield f"busiest: {_named(f'{name} {100 * share:.0f}%' for share, name in busiest)}"
 
 
 def total_line(problem: Problem, plan: FleetPlan) -> str:
@@ -48,7 +81,9 @@ def unserved_text(problem: Problem, plan: FleetPlan) -> list[str]:
         return [f"everything is served for {3600 * plan.cost_usd_per_s:.4f} USD an hour"]
     refused = [query.name for query in problem.queries if query.name in plan.refusals]
     head = f"not everything can be served: {len(refused):,} of {len(problem.queries):,} queries have no plan"
-    return [head, *(f"  {name}: {plan.refusals[name].detail}" for name in refused)]
+    named = [f"  {name}: {plan.refusals[name].detail}" for name in refused[:MANY]]
+    more = [f"  ... and {len(refused) - MANY:,} more"] if len(refused) > MANY else []
+    return [head, *named, *more]
 
 
 def query_line(query: Query) -> str:

@@ -23,7 +23,9 @@ from compass_coordinator.estimator import (
 )
 from compass_coordinator.plan_space import build_space
 from compass_coordinator.planline import plan_line
+from compass_coordinator.planner.brute_force import serving
 from compass_coordinator.planner.policy import Policy, anywhere, cloud_only, device_only
+from compass_coordinator.planner.refusal import explain
 from compass_coordinator.planning.result import FleetPlan
 from compass_shared.errors import PlanningError
 from compass_shared.evaluate import pipeline_of, site_mixes
@@ -132,11 +134,10 @@ def explain_choice(
     view = _view(problem, fleet_plan, query)
     placements, partial = _placements(problem, query, policy)
     space = _measured(problem, query, placements)
-    refusal = fleet_plan.refusals.get(query_name)
     return Explanation(
         query=query,
         chosen=tuple(view.judged(title, plan, found) for title, plan, found in _chosen(fleet_plan, query)),
-        refusal=refusal.detail if refusal is not None else None,
+        refusal=_refusal(problem, fleet_plan, query, space),
         alternatives=tuple(view.alternatives(space)) if space is not None else (),
         prices={resource: price for resource, price in view.prices.items() if price > 0},
         considered=len(space) if space is not None else 0,
@@ -161,6 +162,18 @@ def _query(problem: Problem, name: str) -> Query:
     known = ", ".join(query.name for query in problem.queries[:5])
     more = ", ..." if len(problem.queries) > 5 else ""
     raise PlanningError(f"no query is called {name!r}; there are {known}{more}")
+
+
+def _refusal(problem: Problem, fleet_plan: FleetPlan, query: Query, space: PlanSpace | None) -> str | None:
+    """Why there is no plan; of large fleets it was not worked out before anybody asked."""
+    refusal = fleet_plan.refusals.get(query.name)
+    if refusal is None or space is None:
+        return refusal.detail if refusal is not None else None
+    idle = estimate(space, query, waits_at(problem, space.sites, {}))
+    capacities = _capacities(problem, query.origin, problem.sites_for(query))
+    if serving(idle, query, capacities).size:
+        return refusal.detail
+    return explain(space, idle, query, capacities).detail
 
 
 def _measured(problem: Problem, query: Query, placements: Sequence[Placement]) -> PlanSpace | None:
