@@ -2,7 +2,20 @@
 
 from compass_coordinator.matcher.lagrangian import match
 from compass_coordinator.matcher.milp import match_milp
+from compass_coordinator.matcher.online import Admission, Matcher, Refusal, Round
 from compass_coordinator.matcher.problem import SparseDemands
 from compass_coordinator.matcher.result import REFUSED, MatchResult, MatchStatus, Shares
 
-__all__ = ["REFUSED", "MatchResult", "MatchStatus", "Shares", "SparseDemands", "match", "match_milp"]
+__all__ = [
+    "REFUSED",
+    "Admission",
+    "MatchResult",
+    "MatchStatus",
+    "Matcher",
+    "Refusal",
+    "Round",
+    "Shares",
+    "SparseDemands",
+    "match",
+    "match_milp",
+]
