@@ -25,7 +25,7 @@ from compass_coordinator.plan_space import build_space
 from compass_coordinator.planline import plan_line
 from compass_coordinator.planner.brute_force import serving
 from compass_coordinator.planner.policy import Policy, anywhere, cloud_only, device_only
-from compass_coordinator.planner.refusal import explain
+from compass_coordinator.planner.refusal import Refusal, explain
 from compass_coordinator.planning.result import FleetPlan
 from compass_shared.errors import PlanningError
 from compass_shared.evaluate import pipeline_of, site_mixes
@@ -137,7 +137,7 @@ def explain_choice(
     return Explanation(
         query=query,
         chosen=tuple(view.judged(title, plan, found) for title, plan, found in _chosen(fleet_plan, query)),
-        refusal=_refusal(problem, fleet_plan, query, space),
+        refusal=_refusal(view, fleet_plan.refusals.get(query_name), space),
         alternatives=tuple(view.alternatives(space)) if space is not None else (),
         prices={resource: price for resource, price in view.prices.items() if price > 0},
         considered=len(space) if space is not None else 0,
@@ -164,16 +164,20 @@ def _query(problem: Problem, name: str) -> Query:
     raise PlanningError(f"no query is called {name!r}; there are {known}{more}")
 
 
-def _refusal(problem: Problem, fleet_plan: FleetPlan, query: Query, space: PlanSpace | None) -> str | None:
-    """Why there is no plan; of large fleets it was not worked out before anybody asked."""
-    refusal = fleet_plan.refusals.get(query.name)
+def _refusal(view: _View, refusal: Refusal | None, space: PlanSpace | None) -> str | None:
+    """Why there is no plan, worked out in full: planning a large fleet leaves that to whoever asks."""
     if refusal is None or space is None:
         return refusal.detail if refusal is not None else None
-    idle = estimate(space, query, waits_at(problem, space.sites, {}))
-    capacities = _capacities(problem, query.origin, problem.sites_for(query))
-    if serving(idle, query, capacities).size:
-        return refusal.detail
-    return explain(space, idle, query, capacities).detail
+    idle = estimate(space, view.query, waits_at(view.problem, space.sites, {}))
+    capacities = _capacities(view.problem, view.query.origin, space.sites)
+    if not serving(idle, view.query, capacities).size:
+        return explain(space, idle, view.query, capacities).detail
+    joined = estimate(
+        space, view.query, waits_joining(view.problem, space.sites, view.mixes, space, view.query.rate_hz)
+    )
+    if not serving(joined, view.query, view.left).size:
+        return f"beside the queries served, {explain(space, joined, view.query, view.left).detail}"
+    return refusal.detail
 
 
 def _measured(problem: Problem, query: Query, placements: Sequence[Placement]) -> PlanSpace | None:
@@ -222,6 +226,8 @@ class _View:
         everything = np.arange(len(space))
         on_device = _at(space, device_only(self.problem, self.query))
         in_cloud = _at(space, cloud_only(self.problem, self.query))
+        fitting = serving(joined, self.query, self.left)
+        yield from self._best("cheapest that fits", space, joined, fitting, (cost_usd,))
         yield from self._best("cheapest", space, joined, everything, (cost_usd, excess))
         yield from self._best("fastest", space, joined, everything, (joined.latency_p95_s, excess))
         yield from self._best("most accurate", space, joined, everything, (-joined.accuracy, excess))
