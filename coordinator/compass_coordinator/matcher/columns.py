@@ -33,6 +33,7 @@ OVERSIZE = 1e6
 """Demands beyond this many capacities count alike."""
 _DENSE_RESOURCES = 16
 """Up to so many resources every plan is given a demand for each."""
+_MEAN_OF = 2048
 _BLOCK = 1 << 12
 """Queries in work at a time: beyond the cache everything takes several times as long."""
 
@@ -97,6 +98,15 @@ class Columns:
             dense[rows, self.resources[slot, plan, query]] += self.amounts[slot, plan, query]
         return dense
 
+    def sparse_amounts(self, plan: Ints, query: Ints) -> sparse.csr_array:
+        """The same as a sparse matrix."""
+        amounts = self.amounts[:, plan, query].T
+        slots = np.arange(amounts.shape[1])
+        index = slots if self.resources is None else self.resources[:, plan, query].T
+        pointer = np.arange(len(plan) + 1) * amounts.shape[1]
+        index = np.broadcast_to(index, amounts.shape).ravel()
+        return sparse.csr_array((amounts.ravel(), index, pointer), (len(plan), self.resource_count))
+
     def moments(self, weights: Floats) -> tuple[Floats, Floats]:
         """Mean demand and its covariance when each query draws its plan by weights (plans, queries).
 
@@ -136,6 +146,8 @@ class Queries:
     """How much value one unit of cost takes from a plan; nothing at first."""
     oversize: bool = False
     """Whether plans that do not even fit alone are offered, too."""
+    mean_value: float = 1.0
+    """Of the queries' best plans; at most 1."""
     any_oversize: bool = False
     """Whether there are such plans."""
     divisible: Bools | None = None
@@ -160,13 +172,15 @@ class Queries:
             any_oversize |= bool(columns.amounts.max(initial=0.0) > 1 + OVERDRAFT)
         if divisible is not None:
             keys += divisible
-        return replace(
+        queries = replace(
             unsorted,
             order=np.argsort(keys, kind="stable"),
             oversize=False,
             divisible=divisible,
             any_oversize=any_oversize,
         )
+        best = queries.columns(queries.sampled(_MEAN_OF)).values.max(axis=0, initial=0.0)
+        return replace(queries, mean_value=float(best.mean()) if best.any() else 1.0)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -175,6 +189,11 @@ class Queries:
     def capacity_scale(self) -> Floats:
         """(resources,) what is 1 in the columns."""
         return np.where(self.problem.capacities > 0, self.problem.capacities, 1.0)
+
+    def sampled(self, size: int) -> Ints:
+        """So many places, evenly spread; all if there are fewer."""
+        size = min(size, len(self))
+        return np.arange(size) * len(self) // max(size, 1)
 
     def blocks(self) -> Iterator[tuple[slice, Columns]]:
         """All queries in order, a few at a time."""

@@ -53,13 +53,13 @@ from compass_coordinator.matcher.rounding import (
     rounded,
 )
 from compass_coordinator.matcher.splitting import Splits, split
+from compass_coordinator.matcher.vertex import Vertex, finished
 
 _BEFORE_TIES, _COLD = 1e-4, 1e-9
 """Temperatures, as shares of a query's mean value: down to which costs do not show, and of the end."""
 _TIE = 1e-6
 """What the largest cost counts for, as a share of the largest value."""
-_REHEATED = 1e-2
-_REHEATS = 3
+_REHEATED, _REHEATS = 1e-2, 3
 _NEAR = 2048
 """Queries with the smallest leads that may exchange plans."""
 _SMALL = 500
@@ -108,11 +108,12 @@ def match(
     queries = Queries.of(problem, checked_divisible(divisible, len(problem.values)))
     warm = None if warm_prices is None else checked_prices(warm_prices, problem) / _price_scale(queries)
     warmer = priced(queries, warm, _BEFORE_TIES, deadline)
-    state = cooled(warmer, _COLD, deadline)
-    prices, bound = _proof(state, deadline)
+    final = finished(warmer, _COLD * queries.mean_value, deadline)
+    prices, bound = _proof(final.state, deadline)
     if costs is not None:
-        state = cooled(warmer.offering(_with_ties(queries)), _COLD, deadline)
-    choice, splits = _chosen(state, bound, np.random.default_rng(seed), deadline)
+        tied = warmer.offering(_with_ties(queries))
+        final = finished(tied, _COLD * queries.mean_value, deadline)
+    choice, splits = _chosen(final, bound, np.random.default_rng(seed), deadline)
     return _result(queries, choice, splits, prices, bound)
 
 
@@ -126,7 +127,8 @@ def _proof(state: State, deadline: Deadline) -> tuple[Floats, float]:
     closed = prices_of_closed(queries.problem)
     states = [state]
     if queries.any_oversize:
-        states.append(priced(replace(queries, oversize=True), state.prices, _COLD, deadline))
+        every = priced(replace(queries, oversize=True), state.prices, _BEFORE_TIES, deadline)
+        states.append(finished(every, state.temperature, deadline).state)
     proofs = []
     for one in states:
         # A price that only the interior-point method keeps from 0 is 0.
@@ -143,18 +145,20 @@ def _with_ties(queries: Queries) -> Queries:
     return replace(queries, cost_weight=_TIE / largest) if largest > 0 else queries
 
 
-def _chosen(state: State, bound: float, rng: np.random.Generator, deadline: Deadline) -> tuple[Ints, Splits]:
+def _chosen(
+    vertex: Vertex, bound: float, rng: np.random.Generator, deadline: Deadline
+) -> tuple[Ints, Splits]:
     """A choice that fits, (queries,) in their order, and the parts of those that are split."""
-    state, rounding = _rounded(state, deadline)
-    queries = state.queries
-    choice, usage = repaired(queries, rounding, state.prices)
+    vertex, rounding = _rounded(vertex, deadline)
+    queries, prices = vertex.state.queries, vertex.state.prices
+    choice, usage = repaired(queries, rounding, prices)
     places = np.union1d(closest(rounding.lead, _NEAR), fillable(queries, choice, usage))
     bench = Workbench.of(queries, places, choice, usage)
     fill(bench)
-    exchange(bench, state.prices, deadline)
+    exchange(bench, prices, deadline)
     fill(bench)
     if len(queries) <= _SMALL:
-        _improve(bench, queries, state.prices, bound, rng, deadline)
+        _improve(bench, queries, prices, bound, rng, deadline)
     divisible = np.zeros(len(places), bool)
     if queries.divisible is not None:
         divisible = queries.divisible[queries.order[places]]
@@ -163,16 +167,17 @@ def _chosen(state: State, bound: float, rng: np.random.Generator, deadline: Dead
     return choice, splits
 
 
-def _rounded(state: State, deadline: Deadline) -> tuple[State, Rounding]:
+def _rounded(vertex: Vertex, deadline: Deadline) -> tuple[Vertex, Rounding]:
     """What queries choose, at prices for which no query was fixed wrongly."""
-    rounding = rounded(state)
+    rounding = rounded(vertex.state, vertex.weights)
     for _ in range(_REHEATS):
         if rounding.fixed_rightly or deadline.passed():
             break
-        hot = undecided(state.queries, state.prices, state.temperature * _REHEATED / _COLD)
-        state = cooled(hot, state.temperature, deadline)
-        rounding = rounded(state)
-    return state, rounding
+        state = vertex.state
+        hot = undecided(state.queries, state.prices, _REHEATED * state.queries.mean_value)
+        vertex = finished(cooled(hot, hot.temperature, deadline), _COLD * state.queries.mean_value, deadline)
+        rounding = rounded(vertex.state, vertex.weights)
+    return vertex, rounding
 
 
 def _improve(

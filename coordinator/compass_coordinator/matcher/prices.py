@@ -32,13 +32,16 @@ from compass_coordinator.matcher.problem import Bools, Floats, Ints
 
 _COOLING = 0.25
 """From one temperature to the next."""
-_LEAD = 25.0
+LEAD = 25.0
 """Temperatures by which a best plan must lead for its query to be fixed."""
 _FEW = 500
 """Queries of which none is fixed."""
+_MANY = 16
+"""Resources beyond which there is a better way than cooling to the end, when few queries are undecided."""
+_FEW_PER_RESOURCE, _FEW_BELOW = 4, 0.02
 _PULL = 30.0
 """Temperatures that doubling a price costs half of, where queries are fixed on account of the prices."""
-_STEPS, _FIRST_STEPS = 6, 40
+_STEPS, _FIRST_STEPS = 25, 40
 _SETTLED = 0.1
 """Share of the temperature that a Newton step may still promise."""
 _LEAST_RIDGE, _RIDGES = 1e-14, 8
@@ -72,6 +75,16 @@ class State:
     def with_places(self, places: Ints) -> State:
         """The same with other queries that are not fixed."""
         return replace(self, places=places, blocks=self.queries.blocks_of(places))
+
+    @property
+    def few(self) -> bool:
+        """Whether so few queries are undecided that cooling on would be slow; see `vertex`."""
+        warm = self.temperature <= _FEW_BELOW * self.queries.mean_value
+        return warm and len(self.prices) > _MANY and len(self.places) <= _FEW_PER_RESOURCE * len(self.prices)
+
+    def at_vertex(self, prices: Floats) -> State:
+        """The same at prices that are optimal: each is 0, or its resource used up."""
+        return replace(self, prices=prices, slack=np.where(prices > 0, 0.0, 1.0))
 
     def offering(self, queries: Queries) -> State:
         """The same with other values for the same queries."""
@@ -112,7 +125,7 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
         deadline: When to stop early.
     """
     count, resources = len(queries), len(queries.problem.capacities)
-    mean = _mean_value(queries)
+    mean = queries.mean_value
     if warm is None:
         prices, heat = np.full(resources, count * mean / (2 * max(resources, 1))), 1.0
     else:
@@ -120,21 +133,10 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
     for size, enough in _SAMPLES:
         if heat > enough * mean and count > 2 * size and size >= _SAMPLED_PER_RESOURCE * resources:
             share = np.full(resources, size / count)
-            sample = State.at(queries, _sampled(queries, size), share, prices, heat)
+            sample = State.at(queries, queries.sampled(size), share, prices, heat)
             state = cooled(sample, enough * mean, deadline)
             prices, heat = state.prices, state.temperature
-    return cooled(undecided(queries, prices, heat), until * mean, deadline)
-
-
-def _sampled(queries: Queries, size: int) -> Ints:
-    size = min(size, len(queries))
-    return np.arange(size) * len(queries) // max(size, 1)
-
-
-def _mean_value(queries: Queries) -> float:
-    """Of the best plans; at most 1."""
-    best = queries.columns(_sampled(queries, _SAMPLES[0][0])).values.max(axis=0, initial=0.0)
-    return float(best.mean()) if best.any() else 1.0
+    return cooled(undecided(queries, prices, heat), until * mean, deadline, or_few=True)
 
 
 def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
@@ -145,13 +147,22 @@ def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
     rest, places = everyone.rest, [np.zeros(0, np.int64)]
     for where, columns in queries.blocks():
         reduced = columns.reduced(prices)
-        near = leads(reduced) <= _LEAD * temperature
+        near = leads(reduced) <= LEAD * temperature
         rest = rest - _used_by_best(columns, reduced, ~near)
         places.append(where.start + np.flatnonzero(near))
     if rest.min(initial=0.0) < -OVERDRAFT:
         return everyone.with_places(np.arange(len(queries)))
-    fixed = replace(everyone, rest=np.maximum(rest, 0.0), anchored=True)
-    return fixed.with_places(np.concatenate(places))
+    near_places = np.concatenate(places)
+    anchored = len(near_places) < len(queries)
+    return replace(everyone, rest=np.maximum(rest, 0.0), anchored=anchored).with_places(near_places)
+
+
+def best_usage(queries: Queries, prices: Floats, which: Bools) -> Floats:
+    """(resources,) usage if these queries (queries,) run their best plans at the prices."""
+    usage = np.zeros(len(prices))
+    for where, columns in queries.blocks():
+        usage += _used_by_best(columns, columns.reduced(prices), which[where])
+    return usage
 
 
 def leads(reduced: Floats) -> Floats:
@@ -165,11 +176,20 @@ def leads(reduced: Floats) -> Floats:
     return best
 
 
-def cooled(state: State, until: float, deadline: Deadline) -> State:
-    """Follow the minimum of the smooth dual down to a temperature, fixing queries on the way."""
+def cooled(state: State, until: float, deadline: Deadline, *, or_few: bool = False) -> State:
+    """Follow the minimum of the smooth dual down to a temperature, fixing queries on the way.
+
+    Args:
+        state: Where to start.
+        until: Where to end.
+        deadline: When to stop in any case.
+        or_few: End also where few queries are undecided.
+    """
     state = _settled(state, _FIRST_STEPS)
     while state.temperature > until and not deadline.passed():
         state = _fixed(state)
+        if or_few and state.few:
+            return state
         state = replace(state, temperature=max(until, state.temperature * _COOLING))
         state = _settled(state, _STEPS)
     return state
@@ -182,7 +202,7 @@ def _fixed(state: State) -> State:
     near, rest = [np.zeros(0, bool)], state.rest
     for columns in state.blocks:
         reduced = columns.reduced(state.prices)
-        near.append(leads(reduced) <= _LEAD * state.temperature)
+        near.append(leads(reduced) <= LEAD * state.temperature)
         rest = rest - _used_by_best(columns, reduced, ~near[-1])
     places = state.places[np.concatenate(near)]
     if len(places) > 0.7 * len(state.places) or rest.min(initial=0.0) < -OVERDRAFT:

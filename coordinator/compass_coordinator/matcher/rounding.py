@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compass_coordinator.matcher.columns import OVERDRAFT, Columns, Queries, summed
-from compass_coordinator.matcher.prices import State, draws, leads
+from compass_coordinator.matcher.prices import State, leads
 from compass_coordinator.matcher.problem import Bools, Floats, Ints
 from compass_coordinator.matcher.result import REFUSED
 
@@ -101,15 +101,14 @@ class Rounding:
     """Whether every query that was fixed on the way is decided as it was then."""
 
 
-def rounded(state: State) -> Rounding:
-    """The best plan of every query at the prices; undecided ones are drawn."""
+def rounded(state: State, weights: tuple[Floats, ...]) -> Rounding:
+    """The best plan of every query at the prices; undecided ones are drawn by weights, see `vertex`."""
     queries = state.queries
     drawn = np.full(len(queries), _NOT_DRAWN)
     start = 0
-    for columns in state.blocks:
-        weights, _ = draws(columns.reduced(state.prices), state.temperature)
-        drawn[state.places[start : start + columns.queries]] = _drawn(weights, start)
-        start += columns.queries
+    for block in weights:
+        drawn[state.places[start : start + block.shape[1]]] = _drawn(block, start)
+        start += block.shape[1]
     choice, lead = drawn.copy(), np.full(len(queries), np.inf)
     usage, fixed = np.zeros(len(state.prices)), np.zeros(len(state.prices))
     for where, columns in queries.blocks():
