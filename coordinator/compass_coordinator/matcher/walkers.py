@@ -49,9 +49,9 @@ _NOISE = (1e-4, 3e-2)
 """Range of a walker's relative errors about what plans are worth."""
 ROUNDING, _SINGLE_ROUNDING = 1e-12, 2e-6
 _LEAST_STEPS = 32
-_PATIENCE, _RESTARTS, _FEW = 4, 8, 4
+_PATIENCE, _RESTARTS, _FEW = 4, 8, 64
 """Steps without success, by number of plans, after which walkers set out anew; how often they do at most, and
-for how many queries once."""
+for how many pairs of query and resource once."""
 _SHAKEN = 0.5
 """The largest share of queries that are given something at random then."""
 _STEP_WORK = 5e4
@@ -121,7 +121,7 @@ def walked(
     walkers = _Walkers(space, np.repeat(start[np.newaxis], _WALKERS, axis=0), rng)
     patience = max(_LEAST_STEPS, _PATIENCE * space.worth.size)
     steps = int(work / (_WALKERS * space.amounts.size + _STEP_WORK))
-    most_restarts = min(_RESTARTS, len(start) // _FEW)
+    most_restarts = min(_RESTARTS, len(start) * len(space.limits) // _FEW)
     best, idle, restarts = start, 0, 0
     most, merit = space.worth_of(best), space.merit_of(best)
     enough = most + missing - ROUNDING * len(start)
