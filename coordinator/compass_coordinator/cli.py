@@ -33,8 +33,11 @@ examples:
   compass demo --seconds 30 --json demo.json
   compass coordinator --broker mqtt://192.0.2.1 --bundle examples/read_text
   compass plan --pipeline examples/read_text --fleet examples/read_text/fleet.toml --profiles measured.json
-  compass plan --pipeline P.toml --fleet F.toml --profiles R.json --accuracy T.json --explain kitchen
-  compass plan --pipeline P.toml --fleet F.toml --profiles R.json --accuracy T.json --objective cost
+  cd examples/what_if/driving  # a fleet on paper, see the README.md there
+  compass plan --pipeline pipeline.toml --fleet fleet.toml --profiles profiles.json \\
+      --accuracy accuracy.json --explain inspect-2
+  compass plan --pipeline pipeline.toml --fleet fleet.toml --profiles profiles.json \\
+      --accuracy accuracy.json --objective cost
   compass schema fleet
   compass query submit kitchen --broker mqtt://192.0.2.1 --origin phone --pipeline read-text \\
       --rate 0.5 --latency 0.8 --accuracy 0.9 --cost 0.05

@@ -125,7 +125,23 @@ def test_examples_make_a_problem_in_which_every_query_has_sites(name: str) -> No
 
 
 def test_there_are_three_examples() -> None:
-    assert len(NAMES) == 3
+    assert NAMES == ["driving", "inspection", "voice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "served"),
+    [
+        ("driving", ["--policy", "device"], "4 of 9"),  # all placements take seconds
+        ("inspection", [], "80 of 80"),
+        ("voice", [], "of 600"),
+    ],
+)
+def test_examples_are_planned(
+    name: str, options: list[str], served: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [f"--{kind}={file}" for kind, file in example_files(EXAMPLES / name).items()]
+    assert main(["plan", *files, *options]) == 0
+    assert f"{served} queries served" in capsys.readouterr().out
 
 
 # --- formats.md -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from compass_shared.site import Tier, cores_resource
 
 MANY = 40
 """More queries than this are not listed one by one."""
-_LISTED = 3
+_LISTED, _REASONS = 3, 20
 _INDENT = 21
 
 
@@ -81,8 +81,8 @@ def unserved_text(problem: Problem, plan: FleetPlan) -> list[str]:
         return [f"everything is served for {3600 * plan.cost_usd_per_s:.4f} USD an hour"]
     refused = [query.name for query in problem.queries if query.name in plan.refusals]
     head = f"not everything can be served: {len(refused):,} of {len(problem.queries):,} queries have no plan"
-    named = [f"  {name}: {plan.refusals[name].detail}" for name in refused[:MANY]]
-    more = [f"  ... and {len(refused) - MANY:,} more"] if len(refused) > MANY else []
+    named = [f"  {name}: {plan.refusals[name].detail}" for name in refused[:_REASONS]]
+    more = [f"  ... and {len(refused) - _REASONS:,} more"] if len(refused) > _REASONS else []
     return [head, *named, *more]
 
 
