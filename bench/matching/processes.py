@@ -33,10 +33,12 @@ def run_rival(rival: str, case: Case, limit_s: float, *, python: str = sys.execu
         limit_s: What the solver is given; it is killed some time after that.
         python: Interpreter that has the rival's packages.
     """
-    answer, error = run_module(
-        "matching.rivals", [rival, json.dumps(case.recipe), str(limit_s)], limit_s, python
-    )
-    return Found(**answer) if answer is not None else Found(status=error, seconds=limit_s)
+    started_s = time.monotonic()
+    arguments = [rival, json.dumps(case.recipe), str(limit_s)]
+    answer, error = run_module("matching.rivals", arguments, limit_s, python)
+    if answer is None:
+        return Found(status=error, seconds=time.monotonic() - started_s)
+    return Found(**answer)
 
 
 def run_ours(case: Case, runs: int) -> Measured | str:
@@ -50,7 +52,7 @@ def run_module(
 ) -> tuple[dict[str, Any] | None, str]:
     """Run a module of the benchmark's: the JSON of its last line, or else why there is none."""
     # Threads as the coordinator has them: one.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started_s = time.monotonic()
     process = subprocess.Popen(
         [python, "-m", module, *arguments],
