@@ -179,12 +179,12 @@ def test_measuring_finds_cheaper_plans_than_as_many_random_configs() -> None:
         problem.pipelines[query.pipeline].config_key(tables.config(choice)): Accuracy(
             mean=_score(tables.config(choice)), standard_error=0, count=1
         )
-        for choice in rng.integers(2, size=(25, SIDE))
+        for choice in rng.integers(2, size=(18, SIDE))
     }
     table = AccuracyTable(pipeline=query.pipeline, metric="", split="", configs=drawn)
     at_random = search_plan(replace(problem, accuracy={query.pipeline: table}), query)
-    result = search_plan(problem, query, accuracy=_score, budget=Budget(evaluations=25))
-    assert result.evaluations <= 25
+    result = search_plan(problem, query, accuracy=_score, budget=Budget(evaluations=18))
+    assert result.evaluations <= 18
     assert result.serves
     assert result.score < at_random.score
     assert [score for _, score in result.trace] == sorted((score for _, score in result.trace), reverse=True)

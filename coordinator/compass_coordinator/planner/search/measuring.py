@@ -36,11 +36,15 @@ FIRST = 12
 """Configs measured before the surrogate is asked, spread so that each variant is seen about equally often."""
 STARTS, PARENTS, MOVES = 16, 6, 4
 """Random configs a pool starts with, configs that moves start from, and rounds of moves."""
+MUTANTS = 8
+"""Random variations of every start, once the pool without them held nothing."""
 PRICED = 96
 """Configs that a round leaves; in the end their best placements are sought."""
 WORTHS, MULTIPLIERS = np.geomspace(0.01, 100, 13), np.array([0.3, 1.0, 3.0])
 """Prices on accuracy and latency, relative to the best plan's, that prospects are sought at."""
-TRIES = 5
+PRICED_UP_TO = 1.25
+"""Multiple of the best score up to which exact placements of a pool are sought."""
+TRIES = 10
 """Pools without a config worth measuring after which the search ends."""
 NO_BOUND = "no bound: an unmeasured config may be cheap and accurate"
 
@@ -66,6 +70,10 @@ class _Search:
     trace: list[tuple[int, float]] = field(default_factory=list)
     exchange: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Multiplier, slope and reach of the best config's relaxation."""
+    optimism: float = 1.0
+    """What scores were, over what they were guessed to be, when last looked at."""
+    idle: int = 0
+    """Pools since the last measurement."""
     variances: Variances = field(init=False)
 
     def run(self) -> Iterator[SearchResult]:
@@ -76,14 +84,13 @@ class _Search:
                 return
             if self._measure(choice):
                 yield self._result()
-        idle = 0
-        while not self._spent() and idle < TRIES:
+        while not self._spent() and self.idle < TRIES:
             choice = self._most_promising()
             if choice is not None and self._measure(choice):
-                idle = 0
+                self.idle = 0
                 yield self._result()
             else:
-                idle += 1
+                self.idle += 1
 
     @property
     def _tables(self) -> Tables:
@@ -160,6 +167,8 @@ class _Search:
                 self._random(STARTS),
             ]
         )
+        if self.idle:
+            pool = np.concatenate([pool, self._mutants(pool)])
         top, likely = self._ranked(pool, model)
         for _ in range(MOVES):
             top, likely = self._ranked(np.concatenate([top, self._moved(top[:PARENTS])]), model)
@@ -177,11 +186,24 @@ class _Search:
     def _priced(self, top: Indices, likely: Floats) -> Indices | None:
         """The one that promises most once the best placements are known, if any promises anything."""
         relaxed = relax(self._tables, top, *self._limits())
-        merit = self._merit(likely, np.where(np.isfinite(relaxed.score), relaxed.score, relaxed.bound))
-        if not np.isfinite(merit).any():
-            self.hopeless.update(tuple(row) for row in top.tolist())
-            return None
-        return np.asarray(top[np.argmax(merit)])
+        score = np.where(np.isfinite(relaxed.score), relaxed.score, relaxed.bound)
+        if math.isfinite(self._score()):
+            cutoff = PRICED_UP_TO * self._score()
+            leaves = placements_below(self._tables, top, relaxed, *self._limits(), cutoff)
+            score = np.minimum(leaves.dropped, cutoff)
+            np.minimum.at(score, leaves.row, leaves.score)
+            guess = np.maximum(self._guess(top), 1e-3 * cutoff)
+            self.optimism = float(np.median(score / guess)) if len(top) else 1.0
+        merit = self._merit(likely, score)
+        self.hopeless.update(tuple(row) for row in top[~(score < self._score())].tolist())
+        return np.asarray(top[np.argmax(merit)]) if np.isfinite(merit).any() else None
+
+    def _guess(self, choices: Indices) -> Floats:
+        """Scores (B,) of configs' best plans, with the multiplier on latency of the best plan so far."""
+        m, slope, reach = self.exchange
+        floor = complete(self._tables, choices, {SCORE: 1.0}).least
+        priced = complete(self._tables, choices, {SCORE: 1.0, MEAN: m, VAR: m * slope}).least - m * reach
+        return np.maximum(floor, priced)
 
     def _parents(self, choices: Indices, accuracy: Floats) -> Indices:
         """Measured configs that are accurate enough and cheap, or else the most accurate."""
@@ -191,6 +213,12 @@ class _Search:
 
     def _random(self, count: int) -> Indices:
         return self.rng.integers(np.array(self._tables.counts), size=(count, len(self._tables.counts)))
+
+    def _mutants(self, parents: Indices) -> Indices:
+        """Configs that differ from a parent in a few operators, about three each."""
+        mutants = np.repeat(parents, MUTANTS, axis=0)
+        random = self._random(len(mutants))
+        return np.where(self.rng.random(mutants.shape) < 3 / mutants.shape[1], random, mutants)
 
     def _moved(self, parents: Indices) -> Indices:
         """Every config that differs from a parent in one operator."""
@@ -203,21 +231,17 @@ class _Search:
         return np.concatenate(moved)
 
     def _ranked(self, pool: Indices, model: Surrogate) -> tuple[Indices, Floats]:
-        """Those of a pool that look best before they are placed, and the logarithms of their chances.
-
-        The score of a config's best plan is estimated with the multiplier on latency of the best plan so far.
-        """
+        """Those of a pool that look best before they are placed, and the logarithms of their chances."""
         pool = np.unique(pool, axis=0)
         new = [tuple(row) not in self.seen and tuple(row) not in self.hopeless for row in pool.tolist()]
         pool = pool[np.array(new, dtype=np.bool_)]
-        m, slope, reach = self.exchange
-        floor = complete(self._tables, pool, {SCORE: 1.0}).least
-        priced = complete(self._tables, pool, {SCORE: 1.0, MEAN: m, VAR: m * slope}).least - m * reach
         fastest_s = complete(self._tables, pool, {MEAN: 1.0}).least
-        possible = (floor < self._score()) & (fastest_s <= self._limits()[0])
-        pool, score = pool[possible], np.maximum(floor, priced)[possible]
+        pool = pool[fastest_s <= self._limits()[0]]
         likely = self._log_likely(pool, model)
-        order = np.argsort(-self._merit(likely, score, least=1e-3), kind="stable")[:PRICED]
+        score = self.optimism * self._guess(pool)
+        # Guesses err: what looks a little too dear may save something, unless that has just proved wrong.
+        merit = self._merit(likely, score, least=0.0 if self.idle else 1e-3)
+        order = np.argsort(-merit, kind="stable")[:PRICED]
         return pool[order], likely[order]
 
     def _log_likely(self, pool: Indices, model: Surrogate) -> Floats:

@@ -4,13 +4,15 @@ For one config the cheapest placement within a latency limit is a shortest path 
 steps make a bound of it, each a dynamic programme over the forest of ``Tables`` for all configs together:
 
 1. *A linear constraint.* A plan in time has ``mean + z sqrt(var) <= limit``. Its variance lies between
-   ``low``, the least of any placement, and ``high = ((limit - least mean) / z)^2``; there the square root is
-   above its chord, so ``mean + slope var <= reach`` with ``slope = z / (sqrt low + sqrt high)`` and
+   ``low``, the least of any placement, and ``high``, the most of any placement but no more than
+   ``((limit - least mean) / z)^2``; there the square root is above its chord, so
+   ``mean + slope var <= reach`` with ``slope = z / (sqrt low + sqrt high)`` and
    ``reach = limit - slope sqrt(low high)``.
 2. *A multiplier.* ``score + m (mean + slope var - reach)`` at its least over placements bounds the score of
    every plan in time, for any ``m >= 0``. The best m is where the cheapest placement and the fastest one,
    drawn as lines over m, stop crossing below the minimum (Handler and Zang, Networks 1980).
-3. *Rounding.* Every placement met on the way that is in time is a plan; the cheapest is kept.
+3. *Rounding.* Every placement met on the way that is in time is a plan; the cheapest is kept. The chord lets
+   plans pass that are not in time, so a few larger multipliers follow.
 
 Shapes: B configs, n operators, S sites.
 """
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compass_coordinator.estimator import Floats, Indices
 from compass_coordinator.planner.search.tables import COST, MEAN, SCORE, VAR, Tables
@@ -30,6 +33,10 @@ from compass_shared.problem import Z95
 STEPS = 6
 """Multipliers tried for each config after the cheapest and the fastest placement."""
 
+ROUNDINGS = 5
+"""Further multipliers tried for plans in time."""
+
+Mask: TypeAlias = NDArray[np.bool_]
 Weights: TypeAlias = Mapping[int, "float | Floats"]
 """Channel -> weight, one for all configs or one for each (B,)."""
 
@@ -90,7 +97,8 @@ def relax(tables: Tables, choices: Indices, limit_s: float, cost_limit: float) -
     # A hair of slack, here and below, so that rounding never excludes a plan that is exactly in time.
     limit_s, cost_limit = limit_s * (1 + 1e-9), cost_limit * (1 + 1e-9)
     possible = (least_mean + Z95 * low <= limit_s) & (least_cost <= cost_limit)
-    high = np.where(possible, limit_s - np.where(possible, least_mean, 0.0), 0.0) / Z95
+    most = np.sqrt(np.maximum(-complete(tables, choices, {VAR: -1.0}).least, 0.0))
+    high = np.minimum(np.where(possible, limit_s - np.where(possible, least_mean, 0.0), 0.0) / Z95, most)
     low = np.where(possible, low, 0.0)
     slope = np.divide(Z95, low + high, out=np.zeros_like(low), where=low + high > 0)
     reach = limit_s - slope * low * high
@@ -186,8 +194,8 @@ class _Duals:
     def run(self) -> tuple[Floats, Floats]:
         """Bounds (B,) and the multipliers (B,) that gave them; leaves the best placements behind."""
         none, one = np.zeros(len(self.choices)), np.ones(len(self.choices))
-        _, fast_score, fast_late = self._solve(none, one)
-        bound, cheap_score, cheap_late = self._solve(one, none)
+        _, fast_score, fast_late, _ = self._solve(none, one)
+        bound, cheap_score, cheap_late, _ = self._solve(one, none)
         bound, multiplier = np.where(fast_late > 1e-9 * self.reach, np.inf, bound), none
         for _ in range(STEPS):
             # Where the two lines score + m late meet; nothing is left to gain once either is level.
@@ -196,7 +204,7 @@ class _Duals:
                 break
             gain = np.where(open_, cheap_late - fast_late, 1.0)
             m = np.where(open_, np.divide(fast_score - cheap_score, gain), multiplier)
-            value, score, late = self._solve(one, m)
+            value, score, late, _ = self._solve(one, m)
             better = open_ & (value > bound)
             bound, multiplier = np.where(better, value, bound), np.where(better, m, multiplier)
             met = open_ & (value >= (cheap_score + m * cheap_late) * (1 - 1e-12))
@@ -205,10 +213,21 @@ class _Duals:
             fast_score = np.where(open_ & ~over, score, fast_score)
             fast_late = np.where(open_ & ~over, late, fast_late)
             cheap_late = np.where(met, 0.0, cheap_late)
+        self._round(multiplier)
         return bound, multiplier
 
-    def _solve(self, scores: Floats, m: Floats) -> tuple[Floats, Floats, Floats]:
-        """Least of ``scores x score + m x late``, and score and lateness of the placement that attains it."""
+    def _round(self, multiplier: Floats) -> None:
+        """Close in on the least multiplier whose placement is in time, for each config."""
+        one, low, high = np.ones_like(multiplier), multiplier, np.full_like(multiplier, np.inf)
+        if not multiplier.any():
+            return
+        for _ in range(ROUNDINGS):
+            m = np.where(np.isfinite(high), np.sqrt(low * np.where(np.isfinite(high), high, 1.0)), 2 * low)
+            in_time = self._solve(one, m)[3]
+            low, high = np.where(in_time, low, m), np.where(in_time, m, high)
+
+    def _solve(self, scores: Floats, m: Floats) -> tuple[Floats, Floats, Floats, Mask]:
+        """Least of ``scores x score + m x late``; score, lateness of the placement there, whether in time."""
         late_weight = np.where(scores > 0, m, 1.0)
         weights: Weights = {SCORE: scores, MEAN: late_weight, VAR: late_weight * self.slope}
         found = complete(self.tables, self.choices, weights)
@@ -223,4 +242,4 @@ class _Duals:
         self.best = np.where((better | fastest)[:, np.newaxis], sites, self.best)
         self.best_score = np.where(better, score, self.best_score)
         late = np.where(placed, mean + self.slope * var - self.reach, 1.0)
-        return found.least - m * self.reach, score, late
+        return found.least - m * self.reach, score, late, in_time
