@@ -248,5 +248,5 @@ class _CuttingPlanes:
         if answer.x is None or answer.fun is None:
             return None
         most_used = np.clip(-answer.ineqlin.marginals[pools : 2 * pools], 0.0, 1.0)
-        counts: Floats = need.minimum + most_used * (need.maximum - need.minimum)
+        counts = np.asarray(need.minimum + most_used * (need.maximum - need.minimum), dtype=np.float64)
         return answer.x[: resources + 1] * self._unit, float(-answer.fun) * self._unit, counts
