@@ -132,7 +132,7 @@ def _proof(state: State, deadline: Deadline) -> tuple[Floats, float]:
     proofs = []
     for one in states:
         # A price that only the interior-point method keeps from 0 is 0.
-        prices = np.where(one.slack > one.prices / len(queries), 0.0, one.prices)
+        prices = np.where(one.slack > one.prices / max(len(queries), 1), 0.0, one.prices)
         unscaled = prices * _price_scale(queries) * (queries.problem.capacities > 0) + closed
         proofs.append((dual_bound(queries.problem, unscaled), unscaled))
     bound, best = min(proofs, key=lambda proof: proof[0])
@@ -153,10 +153,11 @@ def _chosen(
     queries, prices = vertex.state.queries, vertex.state.prices
     choice, usage = repaired(queries, rounding, prices)
     places = np.union1d(closest(rounding.lead, _NEAR), fillable(queries, choice, usage))
-    bench = Workbench.of(queries, places, choice, usage)
-    fill(bench)
-    exchange(bench, prices, deadline)
-    fill(bench)
+    bench = Workbench.of(replace(queries, cost_weight=0.0), places, choice, usage)
+    _polish(bench, prices, deadline)
+    if queries.cost_weight:
+        bench = replace(bench, columns=queries.columns(places))
+        _polish(bench, prices, deadline)
     if len(queries) <= _SMALL:
         _improve(bench, queries, prices, bound, rng, deadline)
     divisible = np.zeros(len(places), bool)
@@ -165,6 +166,12 @@ def _chosen(
     splits = split(bench, divisible, rounding.lead[places])
     choice[places] = bench.plan
     return choice, splits
+
+
+def _polish(bench: Workbench, prices: Floats, deadline: Deadline) -> None:
+    fill(bench)
+    exchange(bench, prices, deadline)
+    fill(bench)
 
 
 def _rounded(vertex: Vertex, deadline: Deadline) -> tuple[Vertex, Rounding]:

@@ -130,13 +130,18 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
         prices, heat = np.full(resources, count * mean / (2 * max(resources, 1))), 1.0
     else:
         prices, heat = warm, _WARM * mean
+    everyone, sampled = np.arange(count), False
     for size, enough in _SAMPLES:
         if heat > enough * mean and count > 2 * size and size >= _SAMPLED_PER_RESOURCE * resources:
             share = np.full(resources, size / count)
             sample = State.at(queries, queries.sampled(size), share, prices, heat)
             state = cooled(sample, enough * mean, deadline)
-            prices, heat = state.prices, state.temperature
-    return cooled(undecided(queries, prices, heat), until * mean, deadline, or_few=True)
+            prices, heat, sampled = state.prices, state.temperature, True
+    if sampled:
+        start = undecided(queries, prices, heat)
+    else:
+        start = State.at(queries, everyone, np.ones(resources), prices, heat)
+    return cooled(start, until * mean, deadline, or_few=True)
 
 
 def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
@@ -227,8 +232,9 @@ def _settled(state: State, steps: int) -> State:
     point = _evaluated(state, prices)
     for _ in range(steps):
         # One Newton step of: gradient = slack, slack * prices = heat; in relative changes of the prices.
-        matrix = point.curvature * np.outer(prices, prices) + np.diag(slack * prices)
-        step = prices * _solved(matrix, heat - prices * point.gradient)
+        step = prices * _solved(
+            point.curvature * np.outer(prices, prices), slack * prices, heat - prices * point.gradient
+        )
         slack_step = heat / prices - slack - slack / prices * step
         promise = float(step @ (heat / prices - point.gradient))
         slack = slack + _room(slack, slack_step) * slack_step
@@ -273,10 +279,17 @@ def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
     return weights, float(best.sum() + temperature * np.log(total).sum())
 
 
-def _solved(matrix: Floats, right: Floats) -> Floats:
-    """Solve a positive semidefinite system with a positive diagonal, regularised as little as it takes."""
-    size = np.sqrt(matrix.diagonal())
+def _solved(matrix: Floats, diagonal: Floats, right: Floats) -> Floats:
+    """Solve (matrix + diagonal) x = right, regularised as little as it takes.
+
+    Args:
+        matrix: Positive semidefinite up to rounding.
+        diagonal: > 0.
+        right: Of the equations.
+    """
+    size = np.sqrt(np.maximum(matrix.diagonal(), 0.0) + diagonal)
     scaled, target, ridge = matrix / np.outer(size, size), right / size, _LEAST_RIDGE
+    np.fill_diagonal(scaled, 1.0)
     for _ in range(_RIDGES):
         try:
             solution = np.asarray(np.linalg.solve(scaled + ridge * np.eye(len(right)), target), np.float64)
@@ -290,5 +303,5 @@ def _solved(matrix: Floats, right: Floats) -> Floats:
 
 def _room(numbers: Floats, step: Floats) -> float:
     """The largest share of a step, up to 1, that keeps positive numbers positive."""
-    shrink = step < 0
-    return min(1.0, _TO_BOUNDARY * float((numbers[shrink] / -step[shrink]).min(initial=np.inf)))
+    shrink = step < -_TO_BOUNDARY * numbers
+    return float((_TO_BOUNDARY * numbers[shrink] / -step[shrink]).min(initial=1.0))
