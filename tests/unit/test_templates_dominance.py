@@ -21,6 +21,7 @@ from compass_coordinator.planner.templates import (
     build_templates,
     prune_for_box,
 )
+from compass_coordinator.planner.templates import box as box_module
 from compass_shared.errors import PlanningError
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile
@@ -168,6 +169,17 @@ def test_corners_at_which_two_of_three_differ_count_as_well(latency_alone: bool)
         if latency_alone:
             box = replace(box, seconds=Range(low=box.seconds.low, high=box.seconds.low))
         assert _kept(templates, prune_for_box(templates, box)) == kept
+
+
+def test_many_loose_coefficients_are_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = _flat([[4.0, 0.0, 1.0], [0.0, 6.0, 1.0], [4.0, 6.0, 1.0]], [0.5, 0.5, 0.75])
+    box = _slowdowns(templates, 1.0, 1.25)
+    nothing = np.zeros_like(box.mean.low)
+    box = replace(box, mean=Range(low=nothing, high=nothing))
+    assert _kept(templates, prune_for_box(templates, box)) == [0, 2]
+    monkeypatch.setattr(box_module, "_MOST_LOOSE", 2)
+    assert _kept(templates, prune_for_box(templates, box)) == [0, 1, 2]
+    assert _kept(templates, prune_for_box(templates, box, accuracy_levels=[0.5])) == [0, 1]
 
 
 def test_only_accuracies_that_are_asked_for_tell_plans_apart() -> None:

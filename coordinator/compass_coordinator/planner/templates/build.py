@@ -24,7 +24,7 @@ from compass_shared.profile import AccuracyTable
 LIMIT = 1_000_000
 """Labels of one stage that are built at most; some 500 bytes each for three roles and one path."""
 _BATCH = 200_000
-_COMPARED_CONFIGS = 4096
+_COMPARED_CONFIGS = 2048
 """Beginnings of configs among which every pair is compared; of more, only equal ones are."""
 
 
