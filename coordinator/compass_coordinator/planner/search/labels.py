@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compass_coordinator.estimator import Floats, Indices
-from compass_coordinator.planner.search.relaxation import Completion, Relaxed, Weights, complete
+from compass_coordinator.planner.search.relaxation import Completion, Relaxed, Weights, complete, smallest
 from compass_coordinator.planner.search.tables import CORES, COST, MEAN, SCORE, VAR, Tables
 from compass_shared.problem import Z95
 
@@ -113,7 +113,7 @@ class _Search:
             entering = rest.entering[op]
             added = rest.at[op][row, site]
             if entering is None:
-                spared = rest.at[op].min(axis=1)[row]
+                spared = smallest(rest.at[op])[row]
             else:
                 spared = entering[row, standing]
                 added = added + self._crossing(op, row, standing, site, weights)

@@ -6,8 +6,9 @@ surrogate thinks it accurate enough). Configs that no placement serves, or that 
 measured; an optimiser that sees the objective as a black box has to learn both from measurements. Until
 something serves, the likeliest config goes first.
 
-The configs to choose among are grown by local moves (one operator's variant changed) from the most promising
-ones. There is no bound: an unmeasured config may be cheap and accurate, whatever was measured.
+The configs to choose among are grown by local moves (one operator's variant changed) from the best measured
+ones, from random ones, and from those that would be best if accuracy were a sum over operators
+(``prospects``). There is no bound: an unmeasured config may be cheap and accurate, whatever was measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TypeAlias
 import numpy as np
 
 from compass_coordinator.estimator import Floats, Indices
+from compass_coordinator.planner.search.climbing import climb
 from compass_coordinator.planner.search.labels import placements_below
 from compass_coordinator.planner.search.prospects import prospects
 from compass_coordinator.planner.search.relaxation import Relaxed, complete, relax
@@ -66,7 +68,7 @@ class _Search:
     seen: dict[tuple[int, ...], float] = field(default_factory=dict)
     """Config -> accuracy, in the order of measuring."""
     hopeless: set[tuple[int, ...]] = field(default_factory=set)
-    """Configs that no placement serves within the other limits, found before measuring them."""
+    """Configs that no placement runs within the other limits for less than the best plan."""
     trace: list[tuple[int, float]] = field(default_factory=list)
     exchange: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Multiplier, slope and reach of the best config's relaxation."""
@@ -84,7 +86,7 @@ class _Search:
                 return
             if self._measure(choice):
                 yield self._result()
-        while not self._spent() and self.idle < TRIES:
+        while not self._spent() and self.idle < TRIES and not self._exhausted():
             choice = self._most_promising()
             if choice is not None and self._measure(choice):
                 self.idle = 0
@@ -105,6 +107,9 @@ class _Search:
 
     def _spent(self) -> bool:
         return len(self.seen) >= self.budget.evaluations or self.budget.out_of_time()
+
+    def _exhausted(self) -> bool:
+        return len(self.seen) + len(self.hopeless) >= self._tables.pipeline.config_count()
 
     def _first(self) -> Indices:
         """A Latin design, each config moved until some placement could serve it."""
@@ -150,7 +155,11 @@ class _Search:
         for sites in leaves.sites[:100]:
             if self.judge.judge(choice, sites, 1.0).violation == 0:
                 return np.asarray(sites)
-        return None
+        if self._tables.exact:
+            return None
+        climbed = climb(self.judge, choice, 1.0, [relaxed.placement[0]])
+        found = climbed is not None and climbed.violation == 0 and climbed.score < self._score()
+        return climbed.sites if climbed is not None and found else None
 
     def _most_promising(self) -> Indices | None:
         """Grow a pool by local moves and take the config that promises most."""

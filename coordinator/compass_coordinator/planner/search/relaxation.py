@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -130,10 +131,10 @@ def complete(tables: Tables, choices: Indices, weights: Weights) -> Completion:
         at[op] = here
         edge = tables.edge[op]
         if edge is None:
-            least = least + here.min(axis=1)
+            least = least + smallest(here)
         else:
             crossing = mixed(edge, choices[:, tables.parent[op]], weights)
-            entering[op] = (crossing + here[:, np.newaxis, :]).min(axis=2)
+            entering[op] = smallest(crossing + here[:, np.newaxis, :])
     return Completion(at=tuple(at), entering=tuple(entering), least=least)
 
 
@@ -148,6 +149,11 @@ def descend(tables: Tables, choices: Indices, weights: Weights, completion: Comp
             cost = cost + crossing[rows, sites[:, parent]]
         sites[:, op] = np.argmin(cost, axis=1)
     return sites
+
+
+def smallest(array: Floats) -> Floats:
+    """Minimum over the last axis; far faster than numpy's own where that axis has a handful of entries."""
+    return np.asarray(reduce(np.minimum, np.moveaxis(array, -1, 0)))
 
 
 def total(tables: Tables, choices: Indices, sites: Indices, channel: int) -> Floats:
