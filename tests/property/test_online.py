@@ -141,10 +141,10 @@ class OnlineMachine(RuleBasedStateMachine):
 
 
 TestOnline = OnlineMachine.TestCase
-TestOnline.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+TestOnline.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(present=st.lists(offers(), min_size=2, max_size=6), patience=st.integers(1, 4))
 def test_nobody_that_fits_is_refused_for_long(present: list[Offer], patience: int) -> None:
     capacity = np.ones(RESOURCES)

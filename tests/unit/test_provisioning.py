@@ -247,6 +247,13 @@ def test_queries_without_a_plan_do_not_count() -> None:
     assert (nobody.counts.tolist(), nobody.goodput) == ([0], 1.0)
 
 
+def test_a_time_limit_cuts_short_and_no_more() -> None:
+    case = random_case(1)
+    found = case.provision(time_limit_s=0.0)
+    check(case, found)
+    assert found.bound <= case.cheapest() * (1 + 1e-6)
+
+
 def test_a_target_out_of_reach_says_how_much_is_within() -> None:
     with pytest.raises(PlanningError, match=r"all 3 units .* serve 0\.3 of the value"):
         provision(np.ones((10, 1)), np.ones((10, 1, 1)), [0.0], pools([[1.0]], [1.0], [3]))

@@ -12,9 +12,10 @@ The matcher knows nothing of memory: this outer step decides what is hosted and 
 1. Match without memory limits. Where a site then hosts too much, drop the item with the least loss per byte:
    what queries lose that have to take their next best plan, at the prices of that match. Match again.
 2. Do the same with only what is there already, in case that loading costs more than it brings.
-3. Improve the better one. Sets of items that plans lack are ranked by what queries would gain from them at
+3. Improve both, the better one first. Sets that plans lack are ranked by what queries would gain from them at
    the current prices; what has the least loss per byte makes room. New items that bring less than their
-   loading are ranked with them. Each is judged by a match, the first that gains is taken, until none does.
+   loading are ranked with them. A match judges first all that do not touch the same sites together, then each
+   alone; the first that gains is taken, until none does.
 
 What is there already and fits beside the rest stays.
 """
@@ -32,7 +33,7 @@ from compass_coordinator.matcher.problem import Floats, checked
 from compass_coordinator.planning.hosting_case import Hosted, HostingCase, Items
 from compass_shared.errors import PlanningError
 
-_MAX_MATCHES = 40
+_MAX_MATCHES = 48
 _MAX_TRIES = 12
 """Changes that are tried before the search gives up."""
 _TIE = 1e-9
@@ -145,15 +146,24 @@ class _Search:
         case = self._case
         free = self._judged(np.ones_like(case.items.hosted, dtype=bool))
         reduced = case.reduced(free.match.prices)
-        best = self._judged(case.fitted(free.hosted, reduced))
-        present = self._judged(case.fitted(case.items.hosted.astype(bool), reduced))
-        if present.beats(best):
-            best = present
+        starts = [
+            self._judged(case.fitted(free.hosted, reduced)),
+            self._judged(case.fitted(case.items.hosted.astype(bool), reduced)),
+        ]
+        if starts[1].beats(starts[0]):
+            starts.reverse()
+        best = self._improved(starts[0])
+        other = self._improved(starts[1])
+        if other.beats(best):
+            best = other
+        return Hosting(hosted=best.hosted, match=best.match, loading=best.loading, bound=free.match.bound)
+
+    def _improved(self, best: _Outcome) -> _Outcome:
         better: _Outcome | None = best
         while better is not None:
             best = better
             better = self._better(best)
-        return Hosting(hosted=best.hosted, match=best.match, loading=best.loading, bound=free.match.bound)
+        return best
 
     def _judged(self, hosted: Hosted) -> _Outcome:
         """Match over what is hosted; what is new and remains unused is not loaded."""
@@ -166,6 +176,7 @@ class _Search:
             case.capacities,
             case.costs,
             warm_prices=self._warm,
+            time_limit_s=self._deadline.left_s(),
             seed=self._seed,
         )
         self._warm = np.asarray(result.prices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,6 +15,8 @@ Hosted: TypeAlias = NDArray[np.bool_]
 
 _COST_WEIGHT = 1e-6
 """Of the largest value: what the largest cost counts, so that cost decides between equals only."""
+_LOOKED_AT = 24
+"""Changes for which room is made, of all that promise something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,30 +90,42 @@ class HostingCase:
             _, first = np.unique(items.site[candidates], return_index=True)
             hosted[candidates[first]] = False
 
-    def changes(self, hosted: Hosted, reduced: Floats) -> Iterator[Hosted]:
-        """What might be hosted instead, the most promising first."""
-        items = self.items
-        sets, gains = self._lacking(hosted, reduced)
-        added = (
-            np.where(sets >= 0, items.loading[sets] * ~items.hosted[sets], 0.0).sum(axis=1)
-            if len(sets)
-            else gains
-        )
-        new = np.flatnonzero(hosted & ~items.hosted)
-        spared = -self._worth(hosted, reduced)[new]
-        promising = np.flatnonzero(spared > 0)
-        promises = np.concatenate([gains - added, spared[promising]])
-        for index in np.argsort(-promises, kind="stable").tolist():
-            changed = hosted.copy()
-            if index < len(sets):
-                adding = np.zeros_like(hosted)
-                adding[sets[index][sets[index] >= 0]] = True
-                changed = self.fitted(hosted | adding, reduced, adding)
-                if not changed[adding].all():
-                    continue
-            else:
-                changed[new[promising[index - len(sets)]]] = False
-            yield changed
+    def changes(self, hosted: Hosted, reduced: Floats) -> list[Hosted]:
+        """What might be hosted instead, the most promising first.
+
+        The first is all promising changes together that touch sites of their own, if there are several.
+        """
+        worth = self._worth(hosted, reduced)
+        found: list[tuple[float, Hosted]] = []
+        for promise, adding, dropping in self._offers(hosted, reduced, worth)[:_LOOKED_AT]:
+            changed = self.fitted((hosted | adding) & ~dropping, reduced, adding)
+            if changed[adding].all():
+                dropped = hosted & ~changed & ~dropping
+                found.append((promise - float(worth[dropped].sum()), changed))
+        found.sort(key=lambda one: -one[0])
+        together, touched = hosted.copy(), np.zeros(len(self.items.site_memory_bytes), dtype=bool)
+        joined = 0
+        for promise, changed in found:
+            sites = self.items.site[changed != hosted]
+            if promise > 0 and not touched[sites].any():
+                together = np.where(changed != hosted, changed, together)
+                touched[sites] = True
+                joined += 1
+        return [*([together] if joined > 1 else []), *(changed for _, changed in found)]
+
+    def _offers(self, hosted: Hosted, reduced: Floats, worth: Floats) -> list[tuple[float, Hosted, Hosted]]:
+        """What it promises to add a set of items or to drop one: (value, added, dropped), most first."""
+        items, nothing = self.items, np.zeros_like(hosted)
+        offers = []
+        for lacked, gain in zip(*self._lacking(hosted, reduced), strict=True):
+            adding = nothing.copy()
+            adding[lacked[lacked >= 0]] = True
+            offers.append((float(gain - items.loading[adding & ~items.hosted].sum()), adding, nothing))
+        for item in np.flatnonzero(hosted & ~items.hosted & (worth < 0)).tolist():
+            dropping = nothing.copy()
+            dropping[item] = True
+            offers.append((-float(worth[item]), nothing, dropping))
+        return sorted(offers, key=lambda offer: -offer[0])
 
     def _missing(self, hosted: Hosted) -> Hosted:
         """(queries, plans, width) whether an item that a plan uses is not hosted."""

@@ -120,6 +120,8 @@ class UnitSearch:
             need.capacity_of(counts),
             costs,
             warm_prices=self._warm if values is need.values else None,
+            # Whether anything is enough is not for the clock to say.
+            time_limit_s=self._deadline.left_s() if self._matches > 1 else None,
             seed=self._seed,
         )
         if values is need.values:
