@@ -6,14 +6,17 @@ results. Many are planned by templates and prices (``scaled``), near-optimal wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from compass_coordinator.planner.fleet.space import TemplateCache
 from compass_coordinator.planner.policy import Policy, anywhere
-from compass_coordinator.planning.exact import plan_exactly
+from compass_coordinator.planning.exact import plan_exactly, servable
+from compass_coordinator.planning.hosted_variants import Variants, host_for_few, host_for_many, limited_sites
+from compass_coordinator.planning.placements import AllowedBy
 from compass_coordinator.planning.result import FleetPlan, Stopwatch, require_distinct_names
-from compass_coordinator.planning.scaled import plan_at_scale
-from compass_shared.problem import Problem
+from compass_coordinator.planning.scaled import assumed_loads, plan_at_scale
+from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 
 FEW_QUERIES = 16
@@ -28,6 +31,8 @@ def plan_fleet(
     timer: Callable[[], float] = lambda: 0.0,
     time_limit_s: float | None = None,
     templates: TemplateCache | None = None,
+    hosted_now: Variants = frozenset(),
+    loading_weight: float = 0.0,
 ) -> FleetPlan:
     """Choose plans that serve as much weight of queries as possible, then for as little cost as possible.
 
@@ -37,6 +42,8 @@ def plan_fleet(
         timer: Seconds since some start, read between stages; the default measures nothing.
         time_limit_s: Limit of each run of the exact matcher's solver; None for as long as it takes.
         templates: Kept from one planning of a fleet to the next, it saves building templates again.
+        hosted_now: What sites with limited memory hold already.
+        loading_weight: Weight of queries that loading a variant has to be worth.
 
     Returns:
         Plans that ``check_plan`` finds no fault with, and a reason for every query that has none.
@@ -46,9 +53,54 @@ def plan_fleet(
     """
     require_distinct_names(problem)
     watch = Stopwatch(timer)
+    known = TemplateCache() if templates is None else templates
+    if not limited_sites(problem):
+        return _planned(problem, policy, watch, known, time_limit_s)
+    bound, at_cap = assumed_loads(problem, policy, watch, known)
+
+    def over_hosted(loads: Mapping[str, SiteLoad]) -> tuple[Problem, Variants]:
+        if is_small(problem):
+            spaces, _ = servable(problem, policy)
+            fleet = host_for_few(problem, spaces, loads, hosted_now=hosted_now, loading=loading_weight)
+        else:
+            allowed = None if policy is anywhere else AllowedBy(policy)
+            fleet = host_for_many(
+                problem, loads, known, allowed=allowed, hosted_now=hosted_now, loading=loading_weight
+            )
+        watch.lap("host")
+        return fleet.problem, fleet.hosted
+
+    # Idle sites let too much in, sites at their caps too little: what holds better shows when it is planned.
+    offers = {hosted: offered for offered, hosted in map(over_hosted, ({}, at_cap))}
+    plans = [
+        _over_hosted(_planned(offered, policy, watch, known, time_limit_s), hosted, bound)
+        for hosted, offered in offers.items()
+    ]
+    return max(plans, key=lambda plan: (plan.goodput, -plan.cost_usd_per_s))
+
+
+def _planned(
+    problem: Problem,
+    policy: Policy,
+    watch: Stopwatch,
+    templates: TemplateCache,
+    time_limit_s: float | None,
+) -> FleetPlan:
     if is_small(problem):
         return plan_exactly(problem, policy, watch, time_limit_s=time_limit_s)
     return plan_at_scale(problem, policy, watch, templates=templates)
+
+
+def _over_hosted(plan: FleetPlan, hosted: Variants, bound: float) -> FleetPlan:
+    """A plan over what is hosted, as one of the whole fleet."""
+    by_site: dict[str, tuple[str, ...]] = {}
+    for site, pipeline, variant in sorted(hosted):
+        by_site[site] = (*by_site.get(site, ()), f"{pipeline}/{variant}")
+    refusals = {
+        name: replace(refusal, detail=f"{refusal.detail} (over the variants that sites have the memory for)")
+        for name, refusal in plan.refusals.items()
+    }
+    return replace(plan, hosted=by_site, refusals=refusals, bound=max(bound, plan.goodput))
 
 
 def is_small(problem: Problem) -> bool:
@@ -63,4 +115,4 @@ def _plans(problem: Problem, query: Query) -> int:
     pipeline = problem.pipelines.get(query.pipeline)
     if pipeline is None or query.origin not in problem.sites:
         return 0
-    return pipeline.config_count() * len(problem.sites_for(query)) ** len(pipeline.operators)
+    return int(pipeline.config_count() * len(problem.sites_for(query)) ** len(pipeline.operators))

@@ -37,6 +37,8 @@ class FleetPlan:
     """Query name -> its plans with fractions, for the divisible queries that were given several or a part."""
     prices: Mapping[str, float] = field(default_factory=dict)
     """Resource -> weight that one more unit of it would serve (0 where there is enough)."""
+    hosted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Site -> variants that it holds, as ``pipeline/variant``; only of sites that cannot hold all."""
 
     @property
     def gap(self) -> float:

@@ -38,7 +38,6 @@ from compass_coordinator.planning.resulting import Running, reevaluate, resultin
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
-from compass_shared.queueing import SiteMix
 from compass_shared.site import Tier
 
 MAX_ROUNDS = 5
@@ -118,6 +117,20 @@ def plan_at_scale(
     return planner.plan()
 
 
+def assumed_loads(
+    problem: Problem, policy: Policy, watch: Stopwatch, templates: TemplateCache
+) -> tuple[float, dict[str, SiteLoad]]:
+    """Match a fleet as if nobody waited.
+
+    Returns:
+        A bound on the weight that any plans can serve, and the loads to assume when looking for plans: shared
+        sites at their caps, devices as busy as that match makes them.
+    """
+    planner = _Planner(problem, policy, watch, templates)
+    relaxed = planner.relaxed()
+    return relaxed.bound, planner.loads_after(relaxed)
+
+
 class _Planner:
     def __init__(self, problem: Problem, policy: Policy, watch: Stopwatch, templates: TemplateCache) -> None:
         self._problem = problem
@@ -130,9 +143,8 @@ class _Planner:
         self._rates_hz = np.array([query.rate_hz for query in problem.queries])
 
     def plan(self) -> FleetPlan:
-        relaxed = self._match({}, None)
-        running = relaxed.running()
-        loads = self._loads_at_cap(resulting_mixes(relaxed.candidates, running))
+        relaxed = self.relaxed()
+        loads = self.loads_after(relaxed)
         best: _Held | None = None
         for _ in range(MAX_ROUNDS):
             prices = relaxed.prices if best is None else best.match.prices
@@ -168,9 +180,13 @@ class _Planner:
             self._watch.lap("match")
         return _Match(candidates=candidates, result=result, bound=max(bound, result.value), prices=prices)
 
-    def _loads_at_cap(self, mixes: Mapping[str, SiteMix]) -> dict[str, SiteLoad]:
-        """Shared sites as busy as their caps allow, devices as busy as they are."""
-        loads = resulting_loads(self._problem, mixes)
+    def relaxed(self) -> _Match:
+        """The match if nobody waited."""
+        return self._match({}, None)
+
+    def loads_after(self, match: _Match) -> dict[str, SiteLoad]:
+        """Shared sites as busy as their caps allow, devices as busy as a match makes them."""
+        loads = resulting_loads(self._problem, resulting_mixes(match.candidates, match.running()))
         return {
             name: load
             if (site := self._problem.sites[name]).tier is Tier.DEVICE
@@ -242,7 +258,7 @@ class _Planner:
         served = plans.keys() | split.keys()
         refused = [query for query in self._problem.queries if query.name not in served]
         index = {query.name: at for at, query in enumerate(self._problem.queries)}
-        has_plan = np.isfinite(best.candidates.values).any(axis=1)
+        has_plan = np.asarray(np.isfinite(best.candidates.values).any(axis=1))
         refusals = {
             query.name: self._no_room(best, query, index[query.name])
             for query in refused
