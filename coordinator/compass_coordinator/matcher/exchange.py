@@ -1,11 +1,13 @@
-"""Better choices by moving two queries at once: one gives way, another makes more of it.
+"""Better choices by moving two queries at once: one makes more of what another gives up.
 
 A choice falls short of the bound by the reduced value that its queries lose against their best plans, plus
 what the unused rest of each resource is worth at its price. A pair of moves gains value only as far as it
-turns unused rest into value, so only moves that lose less than that are worth a look: a few hundred.
+turns unused rest into value, so only moves that lose less than that are worth a look, and few do.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 
@@ -15,10 +17,8 @@ from compass_coordinator.matcher.problem import Floats, Ints
 from compass_coordinator.matcher.result import REFUSED
 from compass_coordinator.matcher.rounding import Workbench, at_plan
 
-_MOVES = 600
+_LEAST_MOVES, _MOVES_PER_RESOURCE, _MOST_MOVES = 1000, 8, 4000
 _SCANS = 12
-_TRIED = 300
-"""Pairs tried in a scan."""
 _WORTH = 1e-12
 """Least gain of a pair, as a share of the largest value."""
 
@@ -31,26 +31,32 @@ def exchange(bench: Workbench, prices: Floats, deadline: Deadline) -> None:
 
 
 def _scan(bench: Workbench, prices: Floats) -> bool:
+    """For each move that gains but does not fit, the best one that makes room for it."""
     query, plan, gain = _moves(bench, prices)
-    if len(query) < 2:
-        return False
     change = bench.changes(query, plan)
-    together = gain[:, np.newaxis] + gain
-    possible = (together > _WORTH) & (query[:, np.newaxis] < query)
-    slack = 1 + OVERDRAFT - bench.usage
-    for resource in np.flatnonzero((change > slack).any(axis=0)):
-        possible &= change[:, resource, np.newaxis] + change[:, resource] <= slack[resource]
-    first, second = np.nonzero(possible)
-    moved: set[int] = set()
-    for pair in np.argsort(-together[first, second], kind="stable")[:_TRIED]:
-        one, other = first[pair], second[pair]
-        if query[one] in moved or query[other] in moved:
+    moved = np.zeros(len(bench.plan), bool)
+
+    @cache
+    def releasing(resource: int) -> Ints:
+        return np.flatnonzero(change[:, resource] < 0)
+
+    for one in np.argsort(-gain, kind="stable"):
+        if gain[one] <= 0:
+            break
+        slack = 1 + OVERDRAFT - bench.usage
+        lacking = change[one] - slack
+        if moved[query[one]] or not len(slack) or lacking.max() <= 0:
             continue
-        if bench.fits(change[one] + change[other]):
-            for entry in (one, other):
+        others = releasing(int(lacking.argmax()))
+        others = others[(gain[others] > _WORTH - gain[one]) & ~moved[query[others]]]
+        together = change[one] + change[others]
+        fits = ((together <= slack) | (together <= 0)).all(axis=1) & (query[others] != query[one])
+        if fits.any():
+            other = others[fits][gain[others[fits]].argmax()]
+            for entry in (other, one):
                 bench.move(int(query[entry]), int(plan[entry]))
-                moved.add(int(query[entry]))
-    return bool(moved)
+                moved[query[entry]] = True
+    return bool(moved.any())
 
 
 def _moves(bench: Workbench, prices: Floats) -> tuple[Ints, Ints, Floats]:
@@ -63,7 +69,8 @@ def _moves(bench: Workbench, prices: Floats) -> tuple[Ints, Ints, Floats]:
     loss[now, np.arange(len(now))] = np.inf
     most = float(prices @ np.maximum(1 - bench.usage, 0.0))
     plan, query = np.nonzero(loss <= most)
-    order = np.argsort(loss[plan, query], kind="stable")[:_MOVES]
+    count = min(max(_LEAST_MOVES, _MOVES_PER_RESOURCE * len(prices)), _MOST_MOVES)
+    order = np.argsort(loss[plan, query], kind="stable")[:count]
     plan, query = plan[order], query[order]
     gain = values[plan, query] - at_plan(values, now)[query]
     return query, np.where(plan == len(reduced) - 1, REFUSED, plan), gain
