@@ -23,17 +23,20 @@ from compass_coordinator.estimator import PlanSpace, estimate, waits_at
 from compass_coordinator.matcher import REFUSED, MatchResult, match, match_milp
 from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.brute_force import Candidates, candidates_within, serving
-from compass_coordinator.planner.policy import Policy
+from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
 from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
 from compass_coordinator.planning.loads import loads_at_cap
 from compass_coordinator.planning.result import Fallbacks, FleetPlan, Stopwatch, unknown_to
+from compass_coordinator.planning.searched import is_searched, searched_space
 from compass_coordinator.planning.settling import Spaces, chosen_plans, objective, settle
 from compass_shared.evaluate import estimate_at_load
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 from compass_shared.splitting import part_name, whole_name
+
+_NOTHING: Mapping[str, PlanSpace | Refusal] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,13 @@ def plan_exactly(
     Raises:
         PlanningError: If the problem is malformed or too large to enumerate.
     """
-    spaces, refusals = servable(problem, policy)
+    searches = {
+        query.name: searched_space(problem, query)
+        for query in problem.queries
+        if policy is anywhere and is_searched(problem, query)
+    }
+    watch.lap("search")
+    spaces, refusals = servable(problem, policy, {name: found for name, (found, _) in searches.items()})
     watch.lap("enumerate")
     relaxed = _match(problem, spaces, {}, time_limit_s)
     watch.lap("match")
@@ -79,17 +88,33 @@ def plan_exactly(
         watch.lap("match")
         best = max(best, busy.settled(), key=lambda fleet: objective(fleet.chosen))
         watch.lap("settle")
-    return _published(problem, spaces, refusals, relaxed, best, watch)
+    plan = _published(problem, spaces, refusals, relaxed, best, watch)
+    return replace(plan, searched={name: result for name, (_, result) in searches.items()})
 
 
-def servable(problem: Problem, policy: Policy) -> tuple[Spaces, dict[str, Refusal]]:
-    """For each query the plans that serve it when nobody else is there, or why there are none."""
+def servable(
+    problem: Problem, policy: Policy, searched: Mapping[str, PlanSpace | Refusal] = _NOTHING
+) -> tuple[Spaces, dict[str, Refusal]]:
+    """For each query the plans that serve it when nobody else is there, or why there are none.
+
+    Args:
+        problem: The planning problem.
+        policy: Placements to consider.
+        searched: What was found for queries that are not to be enumerated.
+    """
     spaces, refusals = {}, {}
     enumerated: dict[tuple[str, str, tuple[str, ...]], PlanSpace] = {}
     capacities = problem.capacities()
     for query in problem.queries:
         if (unknown := unknown_to(problem, query)) is not None:
             refusals[query.name] = Refusal(query=query.name, binding=Binding.PROFILE, detail=unknown)
+            continue
+        if query.name in searched:
+            found = searched[query.name]
+            if isinstance(found, Refusal):
+                refusals[query.name] = found
+            else:
+                spaces[query.name] = query, found
             continue
         key = query.pipeline, query.origin, problem.sites_for(query)
         if key not in enumerated:

@@ -16,8 +16,8 @@ from compass_coordinator.planning.hosted_variants import Variants, host_for_few,
 from compass_coordinator.planning.placements import AllowedBy
 from compass_coordinator.planning.result import FleetPlan, Stopwatch, require_distinct_names
 from compass_coordinator.planning.scaled import assumed_loads, plan_at_scale
+from compass_coordinator.planning.searched import MAX_ENUMERATED, plan_count
 from compass_shared.problem import Problem, SiteLoad
-from compass_shared.query import Query
 
 FEW_QUERIES = 16
 FEW_PLANS = 3_000_000
@@ -107,12 +107,6 @@ def is_small(problem: Problem) -> bool:
     """Whether a fleet is planned exactly."""
     if len(problem.queries) > FEW_QUERIES:
         return False
-    return sum(_plans(problem, query) for query in problem.queries) <= FEW_PLANS
-
-
-def _plans(problem: Problem, query: Query) -> int:
-    """How many plans a query has anywhere; 0 if it cannot be planned."""
-    pipeline = problem.pipelines.get(query.pipeline)
-    if pipeline is None or query.origin not in problem.sites:
-        return 0
-    return int(pipeline.config_count() * len(problem.sites_for(query)) ** len(pipeline.operators))
+    counts = [plan_count(problem, query) for query in problem.queries]
+    # Those with more plans than that are searched, whoever else there is.
+    return sum(count for count in counts if count <= MAX_ENUMERATED) <= FEW_PLANS

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from compass_coordinator.planner.fallback import best_local_plan
 from compass_coordinator.planner.refusal import Refusal
+from compass_coordinator.planner.search import SearchResult
 from compass_shared.errors import PlanningError, ProfileError
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem
@@ -39,6 +40,9 @@ class FleetPlan:
     """Resource -> weight that one more unit of it would serve (0 where there is enough)."""
     hosted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Site -> variants that it holds, as ``pipeline/variant``; only of sites that cannot hold all."""
+
+    searched: Mapping[str, SearchResult] = field(default_factory=dict)
+    """Query -> how the search for its cheapest plan ended; of queries with too many plans to enumerate."""
 
     @property
     def gap(self) -> float:
