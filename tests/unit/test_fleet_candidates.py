@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from compass_coordinator.matcher import SparseDemands
 from compass_coordinator.planner import Candidates, find_candidates
 from compass_coordinator.planner.fleet import (
     FleetCandidates,
@@ -17,6 +18,7 @@ from compass_coordinator.planner.fleet import (
     find_fleet_candidates,
 )
 from compass_coordinator.planner.fleet.directions import diverse
+from compass_coordinator.planner.fleet.tatonnement import rough_prices
 from compass_coordinator.planner.templates import Templates
 from compass_shared.errors import PlanningError
 from compass_shared.pipeline import variant_key
@@ -274,3 +276,17 @@ def test_a_fleet_without_queries_has_no_candidates() -> None:
     problem = with_queries(_fleet())
     candidates = _find(problem)
     assert candidates.values.shape[0] == 0
+
+
+def test_rough_prices_are_near_those_at_which_demand_meets_capacity() -> None:
+    # Queries worth 1 to 100 ask for 1 each; 30 fit, so the price lies between the 70th and the 71st value.
+    values = np.arange(1.0, 101.0)[:, np.newaxis]
+    demands = SparseDemands(resources=np.zeros((100, 1, 1), dtype=np.int64), amounts=np.ones((100, 1, 1)))
+    price = rough_prices(values, demands, np.array([30.0]))
+    assert price[0] == pytest.approx(70.5, abs=3.0)
+
+
+def test_rough_prices_of_what_is_plentiful_are_zero() -> None:
+    demands = SparseDemands(resources=np.zeros((3, 2, 1), dtype=np.int64), amounts=np.ones((3, 2, 1)))
+    values = np.array([[1.0, 2.0], [1.0, -np.inf], [-np.inf, -np.inf]])
+    assert rough_prices(values, demands, np.array([10.0])) == 0.0

@@ -15,6 +15,7 @@ from compass_coordinator.planner.fleet.directions import diverse, priced
 from compass_coordinator.planner.fleet.evaluate import evaluate_pairs
 from compass_coordinator.planner.fleet.pricing import NONE, Best
 from compass_coordinator.planner.fleet.space import MEMORY_BYTES, Allowed, FleetSpace, TemplateCache
+from compass_coordinator.planner.fleet.tatonnement import rough_prices
 from compass_shared.errors import PlanningError
 from compass_shared.pipeline import variant_key
 from compass_shared.plan import Estimate, Plan
@@ -142,8 +143,21 @@ def find_fleet_candidates(
 
 
 def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None = None) -> FleetCandidates:
-    """The best plan of every query in diverse directions: each once, the cheapest first."""
-    return _assembled(space, *_distinct(space.best(diverse(space, prices)), keep))
+    """The best plan of every query in diverse directions: each once, the cheapest first.
+
+    If anything is scarce, the plans that are best at rough prices come second: a match will want these.
+    """
+    best = space.best(diverse(space, prices))
+    candidates = _assembled(space, *_distinct(best, keep))
+    demands, capacities, kept = candidates.scarce()
+    if not kept.size:
+        return candidates
+    rough = np.zeros(len(candidates.capacities))
+    rough[kept] = rough_prices(candidates.values, demands, capacities)
+    wanted = space.best(priced(space, rough).last())
+    return _assembled(
+        space, *_distinct(_joined(_part(best, slice(1)), wanted, _part(best, slice(1, None))), keep)
+    )
 
 
 def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandidates, float]:
@@ -163,13 +177,34 @@ def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandi
     queries = space.tables.queries
     reduced = queries.weight - queries.rate_hz * best.score[:, 0]
     bound = float(prices @ space.tables.capacities + np.maximum(reduced, 0.0).sum())
-    joined = Best(
-        score=np.concatenate([np.where(candidates.group == NONE, np.inf, 0.0), best.score], axis=1),
-        group=np.concatenate([candidates.group, best.group], axis=1),
-        instance=np.concatenate([candidates.instance, best.instance], axis=1),
-        row=np.concatenate([candidates.row, best.row], axis=1),
+    known = Best(
+        score=np.where(candidates.group == NONE, np.inf, 0.0),
+        group=candidates.group,
+        instance=candidates.instance,
+        row=candidates.row,
     )
+    joined = _joined(known, best)
     return _assembled(space, *_distinct(joined, joined.score.shape[1])), bound
+
+
+def _joined(*parts: Best) -> Best:
+    """Directions of several searches, side by side."""
+    return Best(
+        score=np.concatenate([part.score for part in parts], axis=1),
+        group=np.concatenate([part.group for part in parts], axis=1),
+        instance=np.concatenate([part.instance for part in parts], axis=1),
+        row=np.concatenate([part.row for part in parts], axis=1),
+    )
+
+
+def _part(best: Best, ways: slice) -> Best:
+    """Some of the directions."""
+    return Best(
+        score=best.score[:, ways],
+        group=best.group[:, ways],
+        instance=best.instance[:, ways],
+        row=best.row[:, ways],
+    )
 
 
 def _distinct(best: Best, keep: int) -> tuple[Indices, Indices, Indices]:
@@ -232,28 +267,29 @@ def _scarce(
     values: Floats, demands: SparseDemands, capacities: Floats
 ) -> tuple[SparseDemands, Floats, Indices]:
     present = (demands.amounts > 0) & ~np.isneginf(values)[:, :, np.newaxis]
-    query, candidate, entry = np.nonzero(present)
-    resource = demands.resources[query, candidate, entry].astype(np.int64)
-    amount = demands.amounts[query, candidate, entry]
+    query, candidate, _ = np.nonzero(present)
+    resource = demands.resources[present].astype(np.int64)
+    amount = demands.amounts[present]
     # The most that each query asks of each resource, then the sum over queries.
-    order = np.argsort(query * len(capacities) + resource, kind="stable")
-    key = (query * len(capacities) + resource)[order]
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    key = query * len(capacities) + resource
+    order = np.argsort(key)
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
     most = np.maximum.reduceat(amount[order], starts) if starts.size else amount
     needed = np.bincount(resource[order][starts], weights=most, minlength=len(capacities))
     kept = np.flatnonzero(needed > capacities)
     number = np.full(len(capacities), NONE)
     number[kept] = np.arange(len(kept))
-    renumbered = number[demands.resources]
-    counts = present & (renumbered != NONE)
-    # Entries that count come first, so that the others need no room.
-    order = np.argsort(~counts, axis=2, kind="stable")[:, :, : max(1, int(counts.sum(axis=2).max(initial=0)))]
-    counts = np.take_along_axis(counts, order, axis=2)
-    reduced = SparseDemands(
-        resources=np.where(counts, np.take_along_axis(renumbered, order, axis=2), 0),
-        amounts=np.where(counts, np.take_along_axis(demands.amounts, order, axis=2), 0.0),
-    )
-    return reduced, capacities[kept], kept
+    counts = number[resource] != NONE
+    cell = (query * values.shape[1] + candidate)[counts]
+    # Entries of one plan are neighbours: each gets the place after the one before it.
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    lengths = np.diff(np.append(first, len(cell)))
+    place = np.arange(len(cell)) - np.repeat(first, lengths)
+    shape = (*values.shape, max(1, int(lengths.max(initial=0))))
+    renumbered, kept_amounts = np.zeros(shape, dtype=np.int32), np.zeros(shape)
+    renumbered.reshape(-1, shape[2])[cell, place] = number[resource[counts]]
+    kept_amounts.reshape(-1, shape[2])[cell, place] = amount[counts]
+    return SparseDemands(resources=renumbered, amounts=kept_amounts), capacities[kept], kept
 
 
 def _hosted(candidates: FleetCandidates) -> tuple[NDArray[np.int32], tuple[tuple[str, str, str], ...]]:
