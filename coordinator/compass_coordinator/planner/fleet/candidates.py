@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ from compass_coordinator.matcher.problem import SparseDemands
 from compass_coordinator.planner.fleet.coefficients import coefficients_of
 from compass_coordinator.planner.fleet.directions import diverse, priced
 from compass_coordinator.planner.fleet.evaluate import evaluate_pairs
+from compass_coordinator.planner.fleet.hosted import hosted_items
 from compass_coordinator.planner.fleet.pricing import NONE, Best
 from compass_coordinator.planner.fleet.space import MEMORY_BYTES, Allowed, FleetSpace, TemplateCache
 from compass_coordinator.planner.fleet.tatonnement import rough_prices
 from compass_shared.errors import PlanningError
-from compass_shared.pipeline import variant_key
 from compass_shared.plan import Estimate, Plan
 from compass_shared.problem import Problem, SiteLoad
 
@@ -104,7 +104,8 @@ class FleetCandidates:
         Returns:
             (queries, K, operators) indices of items, -1 for none; and the items: site, pipeline, variant key.
         """
-        return _hosted(self)
+        space = self.space
+        return hosted_items(space.groups, space.features, space.tables, self.group, self.instance, self.row)
 
 
 def find_fleet_candidates(
@@ -145,12 +146,13 @@ def find_fleet_candidates(
 def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None = None) -> FleetCandidates:
     """The best plan of every query in diverse directions: each once, the cheapest first.
 
-    If anything is scarce, the plans that are best at rough prices come second: a match will want these.
+    The plans that are best at the given prices come second; without any, those at rough prices of what is
+    scarce: a match will want these.
     """
     best = space.best(diverse(space, prices))
     candidates = _assembled(space, *_distinct(best, keep))
     demands, capacities, kept = candidates.scarce()
-    if not kept.size:
+    if prices is not None or not kept.size:
         return candidates
     rough = np.zeros(len(candidates.capacities))
     rough[kept] = rough_prices(candidates.values, demands, capacities)
@@ -290,50 +292,3 @@ def _scarce(
     renumbered.reshape(-1, shape[2])[cell, place] = number[resource[counts]]
     kept_amounts.reshape(-1, shape[2])[cell, place] = amount[counts]
     return SparseDemands(resources=renumbered, amounts=kept_amounts), capacities[kept], kept
-
-
-def _hosted(candidates: FleetCandidates) -> tuple[NDArray[np.int32], tuple[tuple[str, str, str], ...]]:
-    space = candidates.space
-    names = space.tables.sites.names
-    operators = max((len(features.templates.pipeline.operators) for features in space.features), default=0)
-    codes = np.full((*candidates.group.shape, operators), -1, dtype=np.int64)
-    bases = _variant_bases(space)
-    for number, (instances, features) in enumerate(zip(space.groups, space.features, strict=True)):
-        at = np.nonzero(candidates.group == number)
-        rows = features.rows[candidates.row[at]]
-        sites = instances.sites[candidates.instance[at]]
-        roles, variants = features.templates.placement[rows], features.templates.variants[rows]
-        base = np.array(bases[instances.pipeline], dtype=np.int64)
-        placed = np.take_along_axis(sites, roles.astype(np.int64), axis=1)
-        count = len(base)
-        codes[..., :count][at] = (base + variants) * len(names) + placed
-    found, inverse = np.unique(codes, return_inverse=True)
-    known = found >= 0
-    items = inverse.reshape(codes.shape).astype(np.int32) - np.int32((~known).sum())
-    labels = _variant_names(space)
-    return items, tuple((names[code % len(names)], *labels[code // len(names)]) for code in found[known])
-
-
-def _variant_names(space: FleetSpace) -> list[tuple[str, str]]:
-    """Every variant of every pipeline, as (pipeline, key)."""
-    return [
-        (pipeline, variant_key(operator.name, knobs))
-        for pipeline in _pipelines(space)
-        for operator in space.problem.pipelines[pipeline].operators
-        for knobs in operator.variants()
-    ]
-
-
-def _variant_bases(space: FleetSpace) -> dict[str, list[int]]:
-    """Pipeline -> number of the first variant of each of its operators in ``_variant_names``."""
-    bases: dict[str, list[int]] = {}
-    total = 0
-    for pipeline in _pipelines(space):
-        for operator in space.problem.pipelines[pipeline].operators:
-            bases.setdefault(pipeline, []).append(total)
-            total += sum(1 for _ in operator.variants())
-    return bases
-
-
-def _pipelines(space: FleetSpace) -> Sequence[str]:
-    return sorted({group.pipeline for group in space.groups})
