@@ -148,6 +148,8 @@ class Queries:
     """Whether plans that do not even fit alone are offered, too."""
     mean_value: float = 1.0
     """Of the queries' best plans; at most 1."""
+    scarce: Ints | None = None
+    """(resources of the columns,) the caller's index of each; None for all of them as they are."""
     any_oversize: bool = False
     """Whether there are such plans."""
     divisible: Bools | None = None
@@ -179,6 +181,8 @@ class Queries:
             divisible=divisible,
             any_oversize=any_oversize,
         )
+        if not queries.dense:
+            queries = replace(queries, scarce=np.flatnonzero(_most_used(queries) > 1 + OVERDRAFT))
         best = queries.columns(queries.sampled(_MEAN_OF)).values.max(axis=0, initial=0.0)
         return replace(queries, mean_value=float(best.mean()) if best.any() else 1.0)
 
@@ -186,9 +190,27 @@ class Queries:
         return len(self.order)
 
     @property
+    def resource_count(self) -> int:
+        """Of the columns."""
+        return len(self.problem.capacities) if self.scarce is None else len(self.scarce)
+
+    @property
     def capacity_scale(self) -> Floats:
-        """(resources,) what is 1 in the columns."""
+        """(the caller's resources,) what is 1 in the columns."""
         return np.where(self.problem.capacities > 0, self.problem.capacities, 1.0)
+
+    def scaled(self, prices: Floats) -> Floats:
+        """The caller's prices in those of the columns."""
+        prices = prices * self.capacity_scale / self.value_scale
+        return prices if self.scarce is None else prices[self.scarce]
+
+    def unscaled(self, prices: Floats) -> Floats:
+        """Prices of the columns in those of the caller; 0 for what cannot run out."""
+        every = prices
+        if self.scarce is not None:
+            every = np.zeros(len(self.problem.capacities))
+            every[self.scarce] = prices
+        return every * self.value_scale / self.capacity_scale
 
     def sampled(self, size: int) -> Ints:
         """So many places, evenly spread; all if there are fewer."""
@@ -230,11 +252,17 @@ class Queries:
         if not usable.all():
             values = np.where(usable, values, -np.inf)
             amounts = np.where(usable, amounts, 0.0)
+        if resources is not None and self.scarce is not None:
+            place = np.full(len(closed), -1, np.int32)
+            place[self.scarce] = np.arange(len(self.scarce))
+            resources = place[resources]
+            amounts = np.where(resources >= 0, amounts, 0.0)
+            resources = np.maximum(resources, 0)
         return Columns(
             values=np.ascontiguousarray(values),
             amounts=np.minimum(amounts, OVERSIZE, out=amounts),
             resources=resources,
-            resource_count=len(self.problem.capacities),
+            resource_count=self.resource_count,
         )
 
     def _amounts(self, rows: Ints) -> tuple[Floats, NDArray[np.int32] | None]:
@@ -248,6 +276,23 @@ class Queries:
         if self.dense:
             return np.ascontiguousarray(demands[rows].transpose(2, 1, 0)), None
         return _gathered(demands[rows])
+
+
+def _most_used(queries: Queries) -> Floats:
+    """(resources,) usage if every query took of each as much as any of its plans asks."""
+    count = len(queries.problem.capacities)
+    used = np.zeros(count)
+    for _, columns in queries.blocks():
+        if columns.resources is None or not columns.amounts.size:
+            continue
+        cell = columns.resources + np.arange(columns.queries, dtype=np.int64) * count
+        order = np.argsort(cell, axis=None)
+        cells = cell.ravel()[order]
+        first = np.flatnonzero(np.diff(cells, prepend=-1))
+        used += summed(
+            cells[first] % count, np.maximum.reduceat(columns.amounts.ravel()[order], first), count
+        )
+    return used
 
 
 def summed(index: NDArray[np.integer], numbers: Floats, count: int) -> Floats:

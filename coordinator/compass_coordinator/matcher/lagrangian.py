@@ -106,7 +106,7 @@ def match(
         else checked(values, demands, capacities, costs)
     )
     queries = Queries.of(problem, checked_divisible(divisible, len(problem.values)))
-    warm = None if warm_prices is None else checked_prices(warm_prices, problem) / _price_scale(queries)
+    warm = None if warm_prices is None else queries.scaled(checked_prices(warm_prices, problem))
     warmer = priced(queries, warm, _BEFORE_TIES, deadline)
     final = finished(warmer, _COLD * queries.mean_value, deadline)
     prices, bound = _proof(final.state, deadline)
@@ -117,23 +117,21 @@ def match(
     return _result(queries, choice, splits, prices, bound)
 
 
-def _price_scale(queries: Queries) -> Floats:
-    return queries.value_scale / queries.capacity_scale
-
-
 def _proof(state: State, deadline: Deadline) -> tuple[Floats, float]:
     """Unscaled prices and the bound they prove: of all plans, also those that do not fit alone."""
     queries = state.queries
     closed = prices_of_closed(queries.problem)
     states = [state]
     if queries.any_oversize:
-        every = priced(replace(queries, oversize=True), state.prices, _BEFORE_TIES, deadline)
+        larger = replace(queries, oversize=True, scarce=None)
+        warm = larger.scaled(queries.unscaled(state.prices))
+        every = priced(larger, warm, _BEFORE_TIES, deadline)
         states.append(finished(every, state.temperature, deadline).state)
     proofs = []
     for one in states:
         # A price that only the interior-point method keeps from 0 is 0.
         prices = np.where(one.slack > one.prices / max(len(queries), 1), 0.0, one.prices)
-        unscaled = prices * _price_scale(queries) * (queries.problem.capacities > 0) + closed
+        unscaled = one.queries.unscaled(prices) * (queries.problem.capacities > 0) + closed
         proofs.append((dual_bound(queries.problem, unscaled), unscaled))
     bound, best = min(proofs, key=lambda proof: proof[0])
     return best, bound
@@ -204,7 +202,7 @@ def _improve(
         demands=dense.demands[queries.order],
         costs=dense.costs[queries.order],
     )
-    better = improve(dense, bench.plan, prices * _price_scale(queries), bound, rng=rng, deadline=deadline)
+    better = improve(dense, bench.plan, queries.unscaled(prices), bound, rng=rng, deadline=deadline)
     for query in np.flatnonzero(better != bench.plan):
         bench.move(int(query), int(better[query]))
 

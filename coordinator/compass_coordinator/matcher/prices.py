@@ -124,7 +124,7 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
         until: Temperature to end at, as a share of a query's mean value.
         deadline: When to stop early.
     """
-    count, resources = len(queries), len(queries.problem.capacities)
+    count, resources = len(queries), queries.resource_count
     mean = queries.mean_value
     if warm is None:
         prices, heat = np.full(resources, count * mean / (2 * max(resources, 1))), 1.0
