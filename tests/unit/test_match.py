@@ -218,6 +218,29 @@ def test_many_sparse_resources_get_exact_prices(queries: int) -> None:
     assert match(values, dense, capacities).value == result.value
 
 
+def test_a_resource_for_every_query_that_it_cannot_exhaust_has_no_price() -> None:
+    """Each device's own processor, and twenty servers that are scarce; some plans fit on no processor."""
+    rng, queries, servers = np.random.default_rng(8), 600, 20
+    resources, amounts = np.zeros((queries, 3, 2), int), rng.uniform(0.2, 1, (queries, 3, 2))
+    resources[..., 0] = np.arange(queries)[:, np.newaxis]
+    resources[:, 1:, 1] = queries + rng.integers(0, servers, (queries, 2))
+    amounts[:, 0, 1] = 0.0
+    amounts[::7, 0, 0] = 2.0
+    values, costs = np.repeat(rng.uniform(1, 2, (queries, 1)), 3, axis=1), rng.random((queries, 3))
+    values[::2, 0] = NOTHING
+    capacities = np.concatenate([np.ones(queries), np.full(servers, 0.2 * queries / servers)])
+    demands = np.zeros((queries, 3, queries + servers))
+    for slot in range(2):
+        rows, plans = np.indices((queries, 3))
+        demands[rows, plans, resources[..., slot]] += amounts[..., slot]
+    result = match(values, SparseDemands(resources=resources, amounts=amounts), capacities, costs)
+    assert_sound(result, values, demands, capacities, costs)
+    alone = np.where((demands <= capacities).all(axis=2), values, NOTHING)
+    assert result.value >= 0.97 * linear_optimum(alone, demands, capacities)
+    assert (result.prices[:queries] > 0).sum() <= queries / 7
+    assert match(values, demands, capacities, costs).value == result.value
+
+
 def test_warm_prices_lead_to_the_same_bound() -> None:
     values, demands, capacities, rng = _random(2, 5000, 4, 3, 0.5)
     prices = match(values, demands, capacities).prices
