@@ -75,7 +75,8 @@ def plan_exactly(
         for query in problem.queries
         if policy is anywhere and is_searched(problem, query)
     }
-    watch.lap("search")
+    if searches:
+        watch.lap("search")
     spaces, refusals = servable(problem, policy, {name: found for name, (found, _) in searches.items()})
     watch.lap("enumerate")
     relaxed = _match(problem, spaces, {}, time_limit_s)
