@@ -14,7 +14,7 @@ from compass_coordinator.planner.fleet.coefficients import coefficients_of
 from compass_coordinator.planner.fleet.directions import diverse, priced
 from compass_coordinator.planner.fleet.evaluate import evaluate_pairs
 from compass_coordinator.planner.fleet.hosted import hosted_items
-from compass_coordinator.planner.fleet.pricing import NONE, Best
+from compass_coordinator.planner.fleet.pricing import NONE, Best, Directions
 from compass_coordinator.planner.fleet.space import MEMORY_BYTES, Allowed, FleetSpace, TemplateCache
 from compass_coordinator.planner.fleet.tatonnement import rough_prices
 from compass_shared.errors import PlanningError
@@ -156,7 +156,8 @@ def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None 
         return candidates
     rough = np.zeros(len(candidates.capacities))
     rough[kept] = rough_prices(candidates.values, demands, capacities)
-    wanted = space.best(priced(space, rough).last())
+    directions = priced(space, rough).last()
+    wanted = space.best(directions, _known(candidates, directions))
     return _assembled(
         space, *_distinct(_joined(_part(best, slice(1)), wanted, _part(best, slice(1, None))), keep)
     )
@@ -175,7 +176,8 @@ def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandi
         least prices @ demand)``.
     """
     space = candidates.space
-    best = space.best(priced(space, prices))
+    directions = priced(space, prices)
+    best = space.best(directions, _known(candidates, directions))
     queries = space.tables.queries
     reduced = queries.weight - queries.rate_hz * best.score[:, 0]
     bound = float(prices @ space.tables.capacities + np.maximum(reduced, 0.0).sum())
@@ -187,6 +189,26 @@ def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandi
     )
     joined = _joined(known, best)
     return _assembled(space, *_distinct(joined, joined.score.shape[1])), bound
+
+
+def _known(candidates: FleetCandidates, directions: Directions) -> Best:
+    """The best of the candidates in some directions: what a search has to beat."""
+    rate_hz = candidates.space.tables.queries.rate_hz
+    everyone = np.arange(len(rate_hz))
+    none = np.isneginf(candidates.values)
+    scores, picks = [], []
+    for weight, prices in zip(directions.cost_weight, directions.prices, strict=True):
+        worth = (candidates.demands.amounts * prices.take(candidates.demands.resources)).sum(axis=2)
+        score = np.where(none, np.inf, (worth + weight * candidates.costs) / rate_hz[:, np.newaxis])
+        picks.append(score.argmin(axis=1))
+        scores.append(score[everyone, picks[-1]])
+    pick = np.stack(picks, axis=1)
+    return Best(
+        score=np.stack(scores, axis=1),
+        group=np.take_along_axis(candidates.group, pick, axis=1),
+        instance=np.take_along_axis(candidates.instance, pick, axis=1),
+        row=np.take_along_axis(candidates.row, pick, axis=1),
+    )
 
 
 def _joined(*parts: Best) -> Best:

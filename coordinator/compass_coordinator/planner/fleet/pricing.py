@@ -135,16 +135,22 @@ class Search:
         if len(self.features.regions) == 1:
             self._visit(np.ones((1, len(self.queries)), dtype=np.bool_))
             return
-        promising = np.concatenate([self._most_promising(bounds) for bounds in self._pieces()], axis=1)
+        everyone = np.arange(len(self.queries))
+        shape = (len(self.features.regions), len(everyone))
+        promising, hopeful = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+        for bounds in self._pieces(everyone):
+            promising[:, bounds.members] = self._most_promising(bounds)
+            hopeful[:, bounds.members] = self._improving(bounds)
         self._visit(promising)
-        improving = np.concatenate([self._improving(bounds) for bounds in self._pieces()], axis=1)
-        self._visit(improving & ~promising)
+        left = hopeful & ~promising
+        for bounds in self._pieces(np.flatnonzero(left.any(axis=0))):
+            left[:, bounds.members] &= self._improving(bounds)
+        self._visit(left)
 
-    def _pieces(self) -> Iterator[_Bounds]:
+    def _pieces(self, members: Indices) -> Iterator[_Bounds]:
         """Bounds of all regions for some instances at a time, so that they stay in the cache."""
-        for start in range(0, len(self.queries), _PIECE):
-            members = np.arange(start, min(start + _PIECE, len(self.queries)))
-            yield self._bounds(members, self.features.regions)
+        for start in range(0, len(members), _PIECE):
+            yield self._bounds(members[start : start + _PIECE], self.features.regions)
 
     def _bounds(self, members: Indices, boxes: Boxes) -> _Bounds:
         weights = self.weights.take(members, axis=1)

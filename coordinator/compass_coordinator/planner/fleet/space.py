@@ -101,9 +101,14 @@ class FleetSpace:
             memory_bytes=memory_bytes,
         )
 
-    def best(self, directions: Directions) -> Best:
-        """In every direction the best plan of every query that meets its SLO and fits alone."""
-        best = Best.none(len(self.tables.queries), len(directions))
+    def best(self, directions: Directions, known: Best | None = None) -> Best:
+        """In every direction the best plan of every query that meets its SLO and fits alone.
+
+        Args:
+            directions: What to compare by.
+            known: Plans to do better than, in the same directions; improved in place.
+        """
+        best = Best.none(len(self.tables.queries), len(directions)) if known is None else known
         for number, (group, features) in enumerate(zip(self.groups, self.features, strict=True)):
             looked_at = directions.first(directions.deep) if group.sites.shape[1] > 2 else directions
             batch = self._batch(features, len(looked_at))
