@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compass_coordinator.estimator import Floats, Indices
 from compass_coordinator.matcher.problem import SparseDemands
 from compass_coordinator.planner.fleet.coefficients import coefficients_of
-from compass_coordinator.planner.fleet.directions import diverse, priced
+from compass_coordinator.planner.fleet.directions import cheapest_and_at, diverse, priced
 from compass_coordinator.planner.fleet.evaluate import evaluate_pairs
 from compass_coordinator.planner.fleet.hosted import hosted_items
 from compass_coordinator.planner.fleet.pricing import NONE, Best, Directions
@@ -147,20 +147,19 @@ def candidates_of(space: FleetSpace, *, keep: int = KEEP, prices: Floats | None 
     """The best plan of every query in diverse directions: each once, the cheapest first.
 
     The plans that are best at the given prices come second; without any, those at rough prices of what is
-    scarce: a match will want these.
+    scarce: a match will want these. Plans over several remote sites are looked for in these two directions
+    only: they are rarely best, and a match's own prices find the ones that are (``add_columns``).
     """
-    best = space.best(diverse(space, prices))
-    candidates = _assembled(space, *_distinct(best, keep))
-    demands, capacities, kept = candidates.scarce()
-    if prices is not None or not kept.size:
-        return candidates
-    rough = np.zeros(len(candidates.capacities))
-    rough[kept] = rough_prices(candidates.values, demands, capacities)
-    directions = priced(space, rough).last()
+    spread = space.best(diverse(space))
+    candidates = _assembled(space, *_distinct(spread, spread.score.shape[1]))
+    if prices is None:
+        demands, capacities, kept = candidates.scarce()
+        prices = np.zeros(len(candidates.capacities))
+        if kept.size:
+            prices[kept] = rough_prices(candidates.values, demands, capacities)
+    directions = cheapest_and_at(space, prices)
     wanted = space.best(directions, _known(candidates, directions))
-    return _assembled(
-        space, *_distinct(_joined(_part(best, slice(1)), wanted, _part(best, slice(1, None))), keep)
-    )
+    return _assembled(space, *_distinct(_joined(wanted, spread), keep))
 
 
 def add_columns(candidates: FleetCandidates, prices: Floats) -> tuple[FleetCandidates, float]:
@@ -218,16 +217,6 @@ def _joined(*parts: Best) -> Best:
         group=np.concatenate([part.group for part in parts], axis=1),
         instance=np.concatenate([part.instance for part in parts], axis=1),
         row=np.concatenate([part.row for part in parts], axis=1),
-    )
-
-
-def _part(best: Best, ways: slice) -> Best:
-    """Some of the directions."""
-    return Best(
-        score=best.score[:, ways],
-        group=best.group[:, ways],
-        instance=best.instance[:, ways],
-        row=best.row[:, ways],
     )
 
 

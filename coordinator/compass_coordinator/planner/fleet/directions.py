@@ -40,23 +40,21 @@ _WAYS: tuple[Mapping[int, float], ...] = (
 )
 
 
-def diverse(space: FleetSpace, prices: Floats | None = None) -> Directions:
-    """The cheapest plan, the plan at known prices, and plans that spare one class of resources or several.
-
-    Args:
-        space: The fleet.
-        prices: (resources,) of an earlier match, or None.
-    """
+def diverse(space: FleetSpace) -> Directions:
+    """The cheapest plan, and plans that spare classes of resources; over one remote site at most."""
     classes = _classes(space)
     scales = _scales(space, classes)
     ways = [(scales * _by_class(way))[classes] for way in _WAYS]
-    weights = [1.0] * len(ways)
-    if prices is not None:
-        ways.insert(1, prices)
-        weights.insert(1, _tie_break(space, prices))
-    # Plans over several remote sites are rarely best; the matcher's own prices find the ones that are.
-    deep = 1 if prices is None else 2
-    return Directions(cost_weight=np.array(weights), prices=np.stack(ways), deep=deep)
+    return Directions(cost_weight=np.ones(len(ways)), prices=np.stack(ways), deep=0)
+
+
+def cheapest_and_at(space: FleetSpace, prices: Floats) -> Directions:
+    """Two directions: the cheapest plan, and the best at given prices, the cost to choose among equals."""
+    return Directions(
+        cost_weight=np.array([1.0, _tie_break(space, prices)]),
+        prices=np.stack([np.zeros(len(prices)), prices]),
+        deep=2,
+    )
 
 
 def priced(space: FleetSpace, prices: Floats) -> Directions:

@@ -44,12 +44,6 @@ class Directions:
     def __len__(self) -> int:
         return len(self.cost_weight)
 
-    def last(self) -> Directions:
-        """Only the last of them."""
-        return Directions(
-            cost_weight=self.cost_weight[-1:], prices=self.prices[-1:], deep=int(self.deep >= len(self))
-        )
-
     def first(self, count: int) -> Directions:
         """The first of them."""
         return Directions(

@@ -111,6 +111,8 @@ class FleetSpace:
         best = Best.none(len(self.tables.queries), len(directions)) if known is None else known
         for number, (group, features) in enumerate(zip(self.groups, self.features, strict=True)):
             looked_at = directions.first(directions.deep) if group.sites.shape[1] > 2 else directions
+            if not len(looked_at):
+                continue
             batch = self._batch(features, len(looked_at))
             for start in range(0, len(group) if len(features) else 0, batch):
                 part = group.take(slice(start, start + batch))
