@@ -182,7 +182,11 @@ class Queries:
             any_oversize=any_oversize,
         )
         if not queries.dense:
-            queries = replace(queries, scarce=np.flatnonzero(_most_used(queries) > 1 + OVERDRAFT))
+            scarce = np.flatnonzero(_most_used(queries) > 1 + OVERDRAFT)
+            # Where nothing can run out one resource stays, so that the columns' indices have a meaning.
+            queries = replace(
+                queries, scarce=scarce if scarce.size else np.arange(min(1, len(problem.capacities)))
+            )
         best = queries.columns(queries.sampled(_MEAN_OF)).values.max(axis=0, initial=0.0)
         return replace(queries, mean_value=float(best.mean()) if best.any() else 1.0)
 
