@@ -38,6 +38,9 @@ examples:
       --accuracy accuracy.json --explain inspect-2
   compass plan --pipeline pipeline.toml --fleet fleet.toml --profiles profiles.json \\
       --accuracy accuracy.json --objective cost
+  cd examples/what_if/inspection
+  compass plan --pipeline pipeline.toml --fleet fleet.toml --profiles profiles.json \\
+      --accuracy accuracy.json --provision --goodput 0.99
   compass schema fleet
   compass query submit kitchen --broker mqtt://192.0.2.1 --origin phone --pipeline read-text \\
       --rate 0.5 --latency 0.8 --accuracy 0.9 --cost 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from compass_coordinator.planline import plan_line
-from compass_coordinator.planning import FleetPlan
+from compass_coordinator.planning import FleetPlan, FleetProvision
 from compass_coordinator.planning.explanation import Explanation
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Plan, PlanShare
@@ -51,11 +51,14 @@ class ProvisionDocument(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
     """Site -> units to buy."""
     usd_per_hour: float
-    """Units, and the use of what is paid by the second."""
+    """Units and running cost together."""
+    units_usd_per_hour: float
+    running_usd_per_hour: float
+    """Of the plans, without the cores that units pay for."""
     bound_usd_per_hour: float
-    """No choice of units and plans could be cheaper."""
+    """What units and plans would cost at least, over the candidates that were considered."""
     goodput: float
-    """Share of all queries' weight that had to be served."""
+    """Share of all queries' weight that is served."""
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -86,7 +89,7 @@ def describe_plan(
     plan: FleetPlan,
     *,
     explanation: Explanation | None = None,
-    provision: ProvisionDocument | None = None,
+    provided: FleetProvision | None = None,
 ) -> PlanDocument:
     """Everything that was decided, and the sites and links that it was decided for."""
     emulated = {site: profile.emulated for (site, _), profile in problem.profiles.items()}
@@ -111,7 +114,18 @@ def describe_plan(
         },
         queries={query.name: _decided(problem, plan, query) for query in problem.queries},
         explanation=explanation,
-        provision=provision,
+        provision=_provision(provided) if provided is not None else None,
+    )
+
+
+def _provision(provided: FleetProvision) -> ProvisionDocument:
+    return ProvisionDocument(
+        counts=dict(provided.counts),
+        usd_per_hour=provided.usd_per_hour,
+        units_usd_per_hour=provided.units_usd_per_hour,
+        running_usd_per_hour=provided.running_usd_per_hour,
+        bound_usd_per_hour=provided.bound_usd_per_hour,
+        goodput=provided.goodput,
     )
 
 

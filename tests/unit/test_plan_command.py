@@ -180,6 +180,37 @@ def test_at_least_cost_everything_has_to_be_served(folder: Path, capsys: pytest.
     assert "everything is served for" in capsys.readouterr().out
 
 
+def test_units_are_bought_as_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = folder / "fleet.toml"
+    text = fleet.read_text().replace(
+        "cores = 2\n", "units = { cores = 1, usd_per_hour = 0.5, maximum = 9 }\n"
+    )
+    fleet.write_text(text.replace("latency_p95_s = 0.01", "latency_p95_s = 0.9"))
+    assert plan(folder, "--provision", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema_of("plan")).validate(document)
+    bought = document["provision"]
+    count = bought["counts"]["pool"]
+    assert 1 <= count < 9
+    assert bought["units_usd_per_hour"] == 0.5 * count
+    assert bought["goodput"] == 1
+    assert document["sites"]["pool"]["cores"] == count
+    assert plan(folder, "--provision", "--goodput", "0.5") == 0
+    shown = capsys.readouterr().out
+    assert "buy " in shown
+    assert "USD an hour: " in shown
+
+
+def test_provisioning_says_what_it_lacks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(folder, "--provision") == 1
+    assert "no site comes in units" in capsys.readouterr().err
+    assert plan(folder, "--goodput", "0.5") == 2
+    assert "give both, or neither" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        plan(folder, "--provision", "--goodput", "1.5")
+    assert "above 0 and at most 1" in capsys.readouterr().err
+
+
 def test_of_many_queries_there_is_an_overview(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fleet = folder / "fleet.toml"
     fleet.write_text(fleet.read_text().replace("count = 2", "count = 45"))

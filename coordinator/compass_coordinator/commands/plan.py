@@ -11,13 +11,14 @@ from pathlib import Path
 import msgspec
 
 from compass_coordinator.commands.files import add_accuracy_z, load_planned
-from compass_coordinator.commands.plan_text import explanation_text, plan_text, unserved_text
+from compass_coordinator.commands.plan_text import explanation_text, plan_text, provision_text, unserved_text
 from compass_coordinator.commands.progress import busy_with
 from compass_coordinator.measurements import load_measurements
 from compass_coordinator.plan_document import describe_plan
 from compass_coordinator.planner.policy import POLICIES
-from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.planning import FleetPlan, FleetProvision, plan_fleet, provision_fleet
 from compass_coordinator.planning.explanation import Explanation, explain_choice
+from compass_coordinator.planning.provision_fleet import sized
 from compass_coordinator.what_if import problem_from
 from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import Fleet, load_fleet
@@ -65,6 +66,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="goodput: serve as much weight as possible, then cheaply; cost: the cheapest way to serve "
         "everything, exit code 1 if that cannot be done (default: %(default)s)",
     )
+    parser.add_argument(
+        "--provision",
+        action="store_true",
+        help="find the cheapest numbers of units, for sites that come in units, and plan on those",
+    )
+    parser.add_argument(
+        "--goodput",
+        type=_share,
+        metavar="SHARE",
+        help="with --provision: share of the queries' weight to serve (default: 1)",
+    )
     parser.add_argument("--explain", metavar="QUERY", help="say why this query gets its plan, or none")
     parser.add_argument("--json", action="store_true", help="print JSON (docs/formats.md)")
     parser.set_defaults(run=run)
@@ -72,17 +84,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print; exit code 1 only if everything had to be served and cannot be."""
+    if args.goodput is not None and not args.provision:
+        raise ConfigError("--goodput says how much --provision has to serve: give both, or neither")
     problem = _problem(args)
     if args.explain is not None:
         _check_named(problem, args.explain)
     policy = POLICIES[args.policy]
+    provided = None
     with busy_with(f"planning {len(problem.queries):,} queries at {len(problem.sites):,} sites"):
-        plan = plan_fleet(problem, policy, timer=time.perf_counter)
+        if args.provision:
+            wanted = 1.0 if args.goodput is None else args.goodput
+            provided = provision_fleet(problem, policy, goodput=wanted, timer=time.perf_counter)
+            problem, plan = sized(problem, provided.counts), provided.plan
+        else:
+            plan = plan_fleet(problem, policy, timer=time.perf_counter)
     explanation = None
     if args.explain is not None:
         with busy_with(f"looking at what else there is for {args.explain}"):
             explanation = explain_choice(problem, plan, args.explain, policy)
-    _show(args, problem, plan, explanation)
+    _show(args, problem, plan, explanation, provided)
     if args.objective == "cost" and plan.refusals:
         return EXIT_UNSERVED
     return 0
@@ -119,15 +139,28 @@ def _check_named(problem: Problem, name: str) -> None:
 
 
 def _show(
-    args: argparse.Namespace, problem: Problem, plan: FleetPlan, explanation: Explanation | None
+    args: argparse.Namespace,
+    problem: Problem,
+    plan: FleetPlan,
+    explanation: Explanation | None,
+    provided: FleetProvision | None,
 ) -> None:
     if args.json:
-        document = describe_plan(problem, plan, explanation=explanation)
+        document = describe_plan(problem, plan, explanation=explanation, provided=provided)
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
         return
     _print(explanation_text(explanation) if explanation is not None else plan_text(problem, plan))
+    if provided is not None:
+        _print(provision_text(provided))
     if args.objective == "cost":
         _print(unserved_text(problem, plan))
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return value
 
 
 def _print(lines: Sequence[str]) -> None:

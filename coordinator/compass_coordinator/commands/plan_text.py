@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from compass_coordinator.plan_document import decision_line
-from compass_coordinator.planning import FleetPlan
+from compass_coordinator.planning import FleetPlan, FleetProvision
 from compass_coordinator.planning.explanation import Alternative, Charge, Explanation, Said
 from compass_shared.plan import Estimate, Placement
 from compass_shared.problem import Problem
@@ -84,6 +84,17 @@ def unserved_text(problem: Problem, plan: FleetPlan) -> list[str]:
     named = [f"  {name}: {plan.refusals[name].detail}" for name in refused[:_REASONS]]
     more = [f"  ... and {len(refused) - _REASONS:,} more"] if len(refused) > _REASONS else []
     return [head, *named, *more]
+
+
+def provision_text(provided: FleetProvision) -> list[str]:
+    """What to buy, and what it costs."""
+    bought = _named(f"{count:,} of {site}" for site, count in provided.counts.items()) or "nothing"
+    return [
+        f"buy {bought}: serves {100 * provided.goodput:.4g}% of all weight",
+        f"{provided.usd_per_hour:.2f} USD an hour: {provided.units_usd_per_hour:.2f} for units, "
+        f"{provided.running_usd_per_hour:.2f} for use; of the plans considered none need less than "
+        f"{provided.bound_usd_per_hour:.2f}",
+    ]
 
 
 def query_line(query: Query) -> str:
