@@ -193,7 +193,7 @@ def waits_at(problem: Problem, sites: Sequence[str], loads: Mapping[str, SiteLoa
     """
     idle = SiteLoad(utilisation=0.0, residual_s=0.0)
     met = [loads.get(site, idle) for site in sites]
-    return _waits(
+    return waits_of(
         np.array([[load.utilisation] for load in met]),
         np.array([[load.residual_s] for load in met]),
         _cores(problem, sites),
@@ -224,7 +224,7 @@ def waits_joining(
     cores = _cores(problem, sites)
     residual_s = np.divide(second, 2 * busy, out=np.zeros_like(busy), where=busy > 0)
     utilisation = np.divide(busy, cores, out=np.zeros_like(busy), where=cores > 0)
-    return _waits(utilisation, residual_s, cores)
+    return waits_of(utilisation, residual_s, cores)
 
 
 def _waiting(visits: Floats, wait: Floats) -> Floats:
@@ -234,8 +234,8 @@ def _waiting(visits: Floats, wait: Floats) -> Floats:
     return np.asarray(each.sum(axis=1))
 
 
-def _waits(utilisation: Floats, residual_s: Floats, cores: Floats) -> Waits:
-    """Sakasegawa's wait, elementwise; see ``compass_shared.queueing.wait_at``."""
+def waits_of(utilisation: Floats, residual_s: Floats, cores: Floats) -> Waits:
+    """Sakasegawa's wait, elementwise over arrays ``(s, m)``; see ``compass_shared.queueing.wait_at``."""
     servers = np.maximum(1, np.floor(cores))
     exponent = np.sqrt(2 * (servers + 1)) - 1
     inside = (utilisation > 0) & (utilisation < 1)

@@ -150,11 +150,13 @@ def _match(
     limits = np.array([capacities[resource] for resource in resources])
     divisible = np.array([candidates.query.divisible for candidates in found], dtype=np.bool_)
     priced = match(values, demands, limits, costs, divisible=divisible)
-    result = priced
+    result, bound = priced, priced.bound
     if not divisible.any():  # the solver knows no fractions
-        result = match_milp(values, demands, limits, costs, time_limit_s=time_limit_s)
+        exact = match_milp(values, demands, limits, costs, time_limit_s=time_limit_s)
+        result = max(priced, exact, key=lambda found: (found.value, -found.cost))
+        bound = min(priced.bound, exact.bound)
     prices = dict(zip(resources, map(float, priced.prices), strict=True))
-    return _in_parts(problem, spaces, found, result, min(priced.bound, result.bound), prices)
+    return _in_parts(problem, spaces, found, result, bound, prices)
 
 
 def _in_parts(

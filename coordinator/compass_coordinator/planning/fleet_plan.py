@@ -24,12 +24,17 @@ FEW_PLANS = 3_000_000
 """All queries together; about a second of enumerating and 2 GB at the worst."""
 
 
+SOLVER_LIMIT_S = 5.0
+"""Of the exact matcher, which for few queries mostly needs a tenth of a second; then the better of its choice
+and that of the matcher by prices is taken, with the better bound."""
+
+
 def plan_fleet(
     problem: Problem,
     policy: Policy = anywhere,
     *,
     timer: Callable[[], float] = lambda: 0.0,
-    time_limit_s: float | None = None,
+    time_limit_s: float | None = SOLVER_LIMIT_S,
     templates: TemplateCache | None = None,
     hosted_now: Variants = frozenset(),
     loading_weight: float = 0.0,

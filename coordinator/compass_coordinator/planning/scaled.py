@@ -5,11 +5,14 @@ match at assumed loads and the loads that result from it:
 
 1. Nobody waits. No plan does better at any load, so the bound of this match, over all plans of all queries,
    bounds what any choice of plans can serve.
-2. Shared sites are as busy as their caps allow, with service times as in the first match; a device is as busy
-   as its own queries made it. What is chosen holds at any load that the matcher allows, as long as the mix of
-   segments stays alike; queries that are late all the same are left out.
-3. Every site is about as busy as it was after the round before, which lets queries in that are only late at
-   the cap. Rounds go on while they serve more, or the same for less.
+2. Shared sites are as busy as their caps allow, with service times as in the first match, and plans wait on
+   their own device for themselves and for its other queries (``own_device``). What is chosen holds at any
+   load that the matcher allows, as long as the mix of segments stays alike; what is late all the same is left
+   out.
+3. Every shared site is about as busy as it was after the round before, and nobody may make it much busier.
+   This lets queries in that are only late at the cap. It is repeated while it serves more, or the same for
+   less.
+4. Who can still join at the loads that result in the end, is let in (``filling``).
 
 Each match is repeated with the plans that queries would like best at its prices (column generation), so that
 the few candidates it looks at lose nothing against all plans.
@@ -22,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compass_coordinator.estimator import Floats
 from compass_coordinator.matcher import REFUSED, MatchResult, SparseDemands, match
@@ -32,23 +36,31 @@ from compass_coordinator.planner.fleet.space import FleetSpace, TemplateCache
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal
 from compass_coordinator.planning.alone import why_none
+from compass_coordinator.planning.filling import Filler
+from compass_coordinator.planning.own_device import OtherWork, late_candidates
 from compass_coordinator.planning.placements import AllowedBy
 from compass_coordinator.planning.result import Fallbacks, FleetPlan, Stopwatch, unknown_to
 from compass_coordinator.planning.resulting import Running, reevaluate, resulting_loads, resulting_mixes
+from compass_shared.evaluate import evaluate_plan
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 from compass_shared.site import Tier
 
-MAX_ROUNDS = 5
+MAX_ROUNDS = 6
+"""Of those that start from what resulted."""
+ENOUGH = 0.005
+"""Share of the bound that no further round is made for."""
 WORTH_A_ROUND = 0.01
 """Share of the cost that a round has to save to be followed by another."""
 HEADROOM = 0.25
 """Share of what is left below a cap by which a site is assumed to be busier than in the round before."""
-_ROUNDING = 1e-9
-_IDLE = SiteLoad(utilisation=0.0, residual_s=0.0)
-COLUMN_ROUNDS = 2
-"""Rounds of column generation a match; a third was tried and never changed the value by 0.01%."""
+LEAST_ROOM = 0.02
+"""Utilisation of a shared site that is not worth halving when further queries are let in."""
+MAX_OFFERS = 5000
+"""Queries that are looked at one by one in the end."""
+COLUMN_ROUNDS = 1
+"""Rounds of column generation a match; a second was tried and changed the value by less than 0.01%."""
 EXPLAINED = 50
 """Queries without any plan whose refusal is looked into; the others are told how to ask."""
 MAX_REMOTE = 2
@@ -86,8 +98,6 @@ class _Held:
     found: Evaluation
     """Of each entry, at ``loads``."""
     loads: Mapping[str, SiteLoad]
-    late_sites: frozenset[str]
-    """Sites of the entries that were left out because they came late."""
     worth: tuple[float, float]
     """Goodput, then minus cost in USD per second."""
 
@@ -140,33 +150,60 @@ class _Planner:
         self._templates = templates
         self._slo_s = np.array([query.slo.latency_p95_s for query in problem.queries])
         self._weights = np.array([query.weight for query in problem.queries])
+        at = {name: index for index, name in enumerate(problem.sites)}
+        self._origin = np.array([at.get(query.origin, 0) for query in problem.queries], dtype=np.int64)
+        self._others = OtherWork(len(problem.queries))
         self._rates_hz = np.array([query.rate_hz for query in problem.queries])
 
     def plan(self) -> FleetPlan:
         relaxed = self.relaxed()
-        loads = self.loads_after(relaxed)
-        best: _Held | None = None
+        best = latest = self._round(self.loads_after(relaxed), relaxed.prices)
         for _ in range(MAX_ROUNDS):
-            prices = relaxed.prices if best is None else best.match.prices
-            held = self._held(self._match(loads, prices))
-            self._watch.lap("settle")
-            better = best is None or held.worth > best.worth
-            settled = best is not None and not held.much_better_than(best)
-            if better or best is None:
-                best = held
-            if settled or held.worth[0] >= relaxed.bound * (1 - _ROUNDING):
+            if best.worth[0] >= relaxed.bound * (1 - ENOUGH):
                 break
-            loads = self._between(loads, held)
-        return self._published(relaxed, best or self._held(relaxed))
+            self._others.update(latest.match.candidates, latest.running, self._origin)
+            latest = self._round(self._as_it_turned_out(latest), latest.match.prices)
+            settled = not latest.much_better_than(best)
+            best = max(best, latest, key=lambda held: held.worth)
+            if settled:
+                break
+        return self._published(relaxed, best)
+
+    def _round(self, loads: Mapping[str, SiteLoad], prices: Floats) -> _Held:
+        held = self._held(self._match(loads, prices))
+        self._watch.lap("settle")
+        return held
+
+    def _as_it_turned_out(self, held: _Held) -> dict[str, SiteLoad]:
+        """The loads of shared sites that resulted, with some headroom."""
+        return {
+            name: replace(
+                load,
+                utilisation=load.utilisation + HEADROOM * max(0.0, site.utilisation_cap - load.utilisation),
+            )
+            for name, load in held.loads.items()
+            if (site := self._problem.sites[name]).tier is not Tier.DEVICE
+        }
+
+    def _limited(self, loads: Mapping[str, SiteLoad]) -> Problem:
+        """The fleet where nobody can make a shared site busier than it is assumed to be."""
+        sites = {
+            name: replace(site, utilisation_cap=min(site.utilisation_cap, loads[name].utilisation))
+            if name in loads and site.tier is not Tier.DEVICE and loads[name].utilisation > 0
+            else site
+            for name, site in self._problem.sites.items()
+        }
+        return replace(self._problem, sites=sites)
 
     def _match(self, loads: Mapping[str, SiteLoad], prices: Floats | None) -> _Match:
         space = FleetSpace.of(
-            self._problem, loads, self._templates, max_remote=MAX_REMOTE, allowed=self._allowed
+            self._limited(loads), loads, self._templates, max_remote=MAX_REMOTE, allowed=self._allowed
         )
         self._watch.lap("templates")
         candidates = candidates_of(space, prices=prices)
+        late = self._late(candidates, loads)
         self._watch.lap("evaluate")
-        result, prices = _matched(candidates, prices)
+        result, prices = _matched(candidates, late, prices)
         bound = math.inf
         self._watch.lap("match")
         for _ in range(COLUMN_ROUNDS):
@@ -176,29 +213,32 @@ class _Planner:
             self._watch.lap("evaluate")
             if _count(candidates) == before:
                 break
-            result, prices = _matched(candidates, prices)
+            late = self._late(candidates, loads)
+            result, prices = _matched(candidates, late, prices)
             self._watch.lap("match")
         return _Match(candidates=candidates, result=result, bound=max(bound, result.value), prices=prices)
+
+    def _late(self, candidates: FleetCandidates, loads: Mapping[str, SiteLoad]) -> NDArray[np.bool_] | None:
+        """Candidates that are too slow for the wait on their own device; without loads nobody waits."""
+        return late_candidates(candidates, loads, self._others, self._slo_s) if loads else None
 
     def relaxed(self) -> _Match:
         """The match if nobody waited."""
         return self._match({}, None)
 
     def loads_after(self, match: _Match) -> dict[str, SiteLoad]:
-        """Shared sites as busy as their caps allow, devices as busy as a match makes them."""
+        """Shared sites as busy as their caps allow, with the mix of segments of a match."""
         loads = resulting_loads(self._problem, resulting_mixes(match.candidates, match.running()))
         return {
-            name: load
-            if (site := self._problem.sites[name]).tier is Tier.DEVICE
-            else replace(load, utilisation=max(load.utilisation, site.utilisation_cap))
+            name: replace(load, utilisation=site.utilisation_cap)
             for name, load in loads.items()
+            if (site := self._problem.sites[name]).tier is not Tier.DEVICE
         }
 
     def _held(self, match: _Match) -> _Held:
         """Leave late queries out until none is late, the lighter half of them at a time."""
         running, candidates = match.running(), match.candidates
         weights = self._weights
-        late_sites: set[str] = set()
         while True:
             loads = resulting_loads(self._problem, resulting_mixes(candidates, running))
             found = reevaluate(candidates, running, loads)
@@ -211,35 +251,11 @@ class _Planner:
                     running=running,
                     found=found,
                     loads=loads,
-                    late_sites=frozenset(late_sites),
                     worth=(worth, -cost),
                 )
-            late_sites |= self._visited(candidates, running.take(late))
             lightest = late[np.lexsort((running.query[late], weights[running.query[late]]))]
             gone = running.query[lightest[: -(-late.size // 2)]]
             running = running.take(np.flatnonzero(~np.isin(running.query, gone)))
-
-    def _between(self, assumed: Mapping[str, SiteLoad], held: _Held) -> dict[str, SiteLoad]:
-        """Loads for the next round: what resulted and some headroom, and no less where queries were late."""
-        loads = {}
-        for name in assumed.keys() | held.loads.keys():
-            site = self._problem.sites[name]
-            before, now = assumed.get(name, _IDLE), held.loads.get(name, _IDLE)
-            headroom = (
-                0.0
-                if site.tier is Tier.DEVICE
-                else HEADROOM * max(0.0, site.utilisation_cap - now.utilisation)
-            )
-            if name in held.late_sites:
-                loads[name] = SiteLoad(
-                    utilisation=max(before.utilisation, now.utilisation),
-                    residual_s=max(before.residual_s, now.residual_s),
-                )
-            elif now.utilisation > 0:
-                loads[name] = replace(now, utilisation=now.utilisation + headroom)
-            else:
-                loads[name] = before
-        return loads
 
     def _visited(self, candidates: FleetCandidates, running: Running) -> set[str]:
         names = candidates.space.tables.sites.names
@@ -254,6 +270,11 @@ class _Planner:
     def _published(self, relaxed: _Match, held: _Held) -> FleetPlan:
         best = held.match
         plans, split = self._plans(best.candidates, held.running, held.found)
+        added, held = self._filled(relaxed, held, plans, split)
+        self._watch.lap("fill")
+        if added:
+            plans, split = self._plans(best.candidates, held.running, held.found)
+            plans.update(added)
         goodput, negative_cost = held.worth
         served = plans.keys() | split.keys()
         refused = [query for query in self._problem.queries if query.name not in served]
@@ -282,6 +303,84 @@ class _Planner:
             seconds=self._watch.seconds,
             prices={resources[at]: float(best.prices[at]) for at in np.flatnonzero(best.prices)},
         )
+
+    def _filled(
+        self,
+        relaxed: _Match,
+        held: _Held,
+        plans: Mapping[str, Plan],
+        split: Mapping[str, tuple[PlanShare, ...]],
+    ) -> tuple[dict[str, Plan], _Held]:
+        """Let in who can join at the loads that really result; the others' estimates change with it."""
+        candidates = relaxed.candidates
+        usable = np.isfinite(candidates.values)
+        waiting = [
+            (query, at)
+            for at, query in enumerate(self._problem.queries)
+            if query.name not in plans and query.name not in split and usable[at].any()
+        ]
+        filler = self._filler(held, plans, split)
+        waiting.sort(key=lambda pair: (-pair[0].weight, pair[0].name))
+        for query, at in waiting[:MAX_OFFERS]:
+            filler.offer(query, (candidates.plan(at, int(k)) for k in np.flatnonzero(usable[at])))
+        loads = resulting_loads(self._problem, filler.mixes)
+        found = reevaluate(held.match.candidates, held.running, loads)
+        if not filler.added or (found.latency_p95_s > self._slo_s[held.running.query]).any():
+            return {}, held
+        queries = {query.name: query for query, _ in waiting}
+        added = {
+            name: replace(plan, estimate=evaluate_plan(self._problem, queries[name], plan, loads))
+            for name, plan in filler.added.items()
+        }
+        weight = math.fsum(queries[name].weight for name in added)
+        cost = math.fsum(
+            queries[name].rate_hz * plan.estimate.cost_usd_per_1000 / 1000
+            for name, plan in added.items()
+            if plan.estimate is not None
+        )
+        worth = held.worth[0] + weight, held.worth[1] - cost
+        return added, replace(held, found=found, loads=loads, worth=worth)
+
+    def _filler(
+        self, held: _Held, plans: Mapping[str, Plan], split: Mapping[str, tuple[PlanShare, ...]]
+    ) -> Filler:
+        used: dict[str, float] = {}
+        residents: dict[str, list[tuple[Query, Plan]]] = {}
+        for query in self._problem.queries:
+            shares = [share.plan for share in split.get(query.name, ())]
+            for plan in [plans[query.name]] if query.name in plans else shares:
+                residents.setdefault(query.origin, []).append((query, plan))
+                for resource, amount in plan.estimate.demand.items() if plan.estimate else ():
+                    used[resource] = used.get(resource, 0.0) + amount
+        return Filler(
+            problem=self._problem,
+            safe=self._safe_loads(held),
+            used=used,
+            mixes=resulting_mixes(held.match.candidates, held.running),
+            residents=residents,
+        )
+
+    def _safe_loads(self, held: _Held) -> dict[str, SiteLoad]:
+        """Loads of shared sites, as large as was found in a few tries, at which everybody served holds."""
+        candidates, running = held.match.candidates, held.running
+        room = {
+            name: max(0.0, site.utilisation_cap - load.utilisation)
+            for name, load in held.loads.items()
+            if (site := self._problem.sites[name]).tier is not Tier.DEVICE
+        }
+        while True:
+            safe = {
+                name: replace(load, utilisation=load.utilisation + room.get(name, 0.0))
+                for name, load in held.loads.items()
+            }
+            late = np.flatnonzero(
+                reevaluate(candidates, running, safe).latency_p95_s > self._slo_s[running.query]
+            )
+            crowded = self._visited(candidates, running.take(late)) & room.keys()
+            if not late.size or not any(room[name] for name in crowded):
+                return safe if not late.size else dict(held.loads)
+            for name in crowded:
+                room[name] = room[name] / 2 if room[name] > LEAST_ROOM else 0.0
 
     def _plans(
         self, candidates: FleetCandidates, running: Running, found: Evaluation
@@ -356,14 +455,16 @@ class _Planner:
         return found if isinstance(found, Refusal) else None
 
 
-def _matched(candidates: FleetCandidates, prices: Floats | None) -> tuple[MatchResult, Floats]:
+def _matched(
+    candidates: FleetCandidates, late: NDArray[np.bool_] | None, prices: Floats | None
+) -> tuple[MatchResult, Floats]:
     """Match on the resources that can run out; prices of the others are 0."""
     demands, capacities, kept = candidates.scarce()
     if not kept.size:
         demands = SparseDemands(resources=demands.resources[:, :, :0], amounts=demands.amounts[:, :, :0])
     divisible = candidates.space.tables.queries.divisible
     result = match(
-        candidates.values,
+        candidates.values if late is None else np.where(late, -np.inf, candidates.values),
         demands,
         capacities,
         candidates.costs,
