@@ -71,6 +71,15 @@ def space_of(problem: Problem, query: Query, plans: Sequence[Plan]) -> PlanSpace
     )
 
 
+def distinct_plans(plans: Sequence[Plan]) -> list[Plan]:
+    """Each config at each placement once, in the order of their first appearance."""
+    kept: list[Plan] = []
+    for plan in plans:
+        if all((plan.config, plan.placement) != (other.config, other.placement) for other in kept):
+            kept.append(plan)
+    return kept
+
+
 def _column(values: Sequence[float]) -> Floats:
     return np.array(values, dtype=np.float64)
 

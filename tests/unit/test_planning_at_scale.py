@@ -29,7 +29,7 @@ def _scaled(problem: Problem, policy: str = "compass") -> FleetPlan:
 
 
 def _exactly(problem: Problem, policy: str = "compass") -> FleetPlan:
-    return plan_exactly(problem, POLICIES[policy], Stopwatch(lambda: 0.0))
+    return plan_exactly(problem, POLICIES[policy], Stopwatch(lambda: 0.0), time_limit_s=2.0)
 
 
 def _crowded(problem: Problem, factor: float = 8.0) -> Problem:
@@ -72,8 +72,8 @@ def test_what_is_planned_holds_and_the_bound_bounds_exact_planning(problem: Prob
 
 def test_it_serves_about_what_exact_planning_serves() -> None:
     served = {"scaled": 0.0, "exact": 0.0}
-    for seed in range(12):
-        shape = FleetShape(devices=4, edges=2, clouds=1, queries=8, tightness=1.0)
+    for seed in range(1, 5):
+        shape = FleetShape(devices=3, edges=1, clouds=1, queries=7)
         problem = _crowded(random_problem(seed, shape), 4.0)
         served["scaled"] += _scaled(problem).goodput
         served["exact"] += _exactly(problem).goodput
@@ -81,7 +81,7 @@ def test_it_serves_about_what_exact_planning_serves() -> None:
 
 
 def test_larger_fleets_are_planned_at_scale_and_share_templates() -> None:
-    problem = random_problem(4, FleetShape(devices=12, edges=3, clouds=2, queries=40, variants=(2, 2, 2)))
+    problem = random_problem(4, FleetShape(devices=10, edges=2, clouds=1, queries=30, variants=(2, 2)))
     problem = with_queries(
         problem, *(replace(query, name=f"{query.name}-{at}") for at, query in enumerate(problem.queries))
     )

@@ -27,7 +27,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compass_coordinator.estimator import Floats
+from compass_coordinator.estimator import Floats, PlanSpace
+from compass_coordinator.listed_plans import distinct_plans, space_of
 from compass_coordinator.matcher import REFUSED, MatchResult, SparseDemands, match
 from compass_coordinator.planner.brute_force import find_candidates
 from compass_coordinator.planner.fleet.candidates import FleetCandidates, add_columns, candidates_of
@@ -37,16 +38,20 @@ from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal
 from compass_coordinator.planning.alone import why_none
 from compass_coordinator.planning.filling import Filler
+from compass_coordinator.planning.joining import Choice
 from compass_coordinator.planning.own_device import OtherWork, late_candidates
 from compass_coordinator.planning.placements import AllowedBy
 from compass_coordinator.planning.result import Fallbacks, FleetPlan, Stopwatch, unknown_to
 from compass_coordinator.planning.resulting import Running, reevaluate, resulting_loads, resulting_mixes
-from compass_shared.evaluate import evaluate_plan
+from compass_coordinator.planning.settling import chosen_plans, objective, settle
+from compass_shared.evaluate import estimate_at_load, evaluate_plan
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 from compass_shared.site import Tier
 
+PATIENCE = 2
+"""Rounds that may serve no more than the best before it."""
 MAX_ROUNDS = 6
 """Of those that start from what resulted."""
 ENOUGH = 0.005
@@ -57,6 +62,8 @@ HEADROOM = 0.25
 """Share of what is left below a cap by which a site is assumed to be busier than in the round before."""
 LEAST_ROOM = 0.02
 """Utilisation of a shared site that is not worth halving when further queries are let in."""
+FEW_TO_SETTLE = 48
+"""Queries up to which what was found is settled like a small fleet."""
 MAX_OFFERS = 5000
 """Queries that are looked at one by one in the end."""
 COLUMN_ROUNDS = 1
@@ -157,16 +164,19 @@ class _Planner:
 
     def plan(self) -> FleetPlan:
         relaxed = self.relaxed()
-        best = latest = self._round(self.loads_after(relaxed), relaxed.prices)
+        best = max(
+            self._held(relaxed),
+            self._round(self.loads_after(relaxed), relaxed.prices),
+            key=lambda held: held.worth,
+        )
+        latest, patience = best, PATIENCE
         for _ in range(MAX_ROUNDS):
-            if best.worth[0] >= relaxed.bound * (1 - ENOUGH):
+            if best.worth[0] >= relaxed.bound * (1 - ENOUGH) or not patience:
                 break
             self._others.update(latest.match.candidates, latest.running, self._origin)
             latest = self._round(self._as_it_turned_out(latest), latest.match.prices)
-            settled = not latest.much_better_than(best)
+            patience = PATIENCE if latest.much_better_than(best) else patience - 1
             best = max(best, latest, key=lambda held: held.worth)
-            if settled:
-                break
         return self._published(relaxed, best)
 
     def _round(self, loads: Mapping[str, SiteLoad], prices: Floats) -> _Held:
@@ -276,6 +286,9 @@ class _Planner:
             plans, split = self._plans(best.candidates, held.running, held.found)
             plans.update(added)
         goodput, negative_cost = held.worth
+        if len(self._problem.queries) <= FEW_TO_SETTLE and not split:
+            plans, (goodput, negative_cost) = self._settled(relaxed, best, plans)
+            self._watch.lap("settle")
         served = plans.keys() | split.keys()
         refused = [query for query in self._problem.queries if query.name not in served]
         index = {query.name: at for at, query in enumerate(self._problem.queries)}
@@ -303,6 +316,28 @@ class _Planner:
             seconds=self._watch.seconds,
             prices={resources[at]: float(best.prices[at]) for at in np.flatnonzero(best.prices)},
         )
+
+    def _settled(
+        self, relaxed: _Match, best: _Match, plans: Mapping[str, Plan]
+    ) -> tuple[dict[str, Plan], tuple[float, float]]:
+        """Few enough to look at every pair of queries: who is left out may displace or move another."""
+        spaces: dict[str, tuple[Query, PlanSpace]] = {}
+        chosen: dict[str, Choice] = {}
+        for at, query in enumerate(self._problem.queries):
+            offered = [plans[query.name]] if query.name in plans else []
+            for candidates in (relaxed.candidates, best.candidates):
+                usable = np.flatnonzero(np.isfinite(candidates.values[at]))
+                offered += [candidates.plan(at, int(candidate)) for candidate in usable]
+            if offered:
+                space = space_of(self._problem, query, distinct_plans(offered))
+                spaces[query.name] = query, space
+                if query.name in plans:
+                    chosen[query.name] = Choice(query=query, space=space, row=0)
+        settled = settle(self._problem, spaces, chosen)
+        running = chosen_plans(settled)
+        estimates = estimate_at_load(self._problem, running)
+        named = {name: replace(plan, estimate=estimates[name]) for name, plan in running.items()}
+        return named, objective(settled)
 
     def _filled(
         self,

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from compass_coordinator.estimator import PlanSpace
-from compass_coordinator.listed_plans import space_of
+from compass_coordinator.listed_plans import distinct_plans, space_of
 from compass_coordinator.planner.refusal import Binding, Refusal
 from compass_coordinator.planner.search import Budget, SearchResult, search_plan
-from compass_shared.plan import Plan
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.site import Tier, cores_resource, link_resource
@@ -48,7 +47,7 @@ def searched_space(problem: Problem, query: Query) -> tuple[PlanSpace | Refusal,
         result = search_plan(problem, query, prices=prices, budget=Budget(evaluations=MAX_CONFIGS))
         if result.plan is not None and result.serves:
             found.append(result.plan)
-    return space_of(problem, query, _distinct(found)), first
+    return space_of(problem, query, distinct_plans(found)), first
 
 
 def _prices(problem: Problem, query: Query, first: SearchResult) -> Iterator[Mapping[str, float]]:
@@ -68,11 +67,3 @@ def _prices(problem: Problem, query: Query, first: SearchResult) -> Iterator[Map
     ]
     if links:
         yield {link: usd / max(capacities[link], 1e-12) for link in links}
-
-
-def _distinct(plans: list[Plan]) -> list[Plan]:
-    kept: list[Plan] = []
-    for plan in plans:
-        if all((plan.config, plan.placement) != (other.config, other.placement) for other in kept):
-            kept.append(plan)
-    return kept
