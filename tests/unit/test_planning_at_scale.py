@@ -1,4 +1,4 @@
-"""Planning by templates and prices: what is published holds, and about what exact planning serves is served."""
+"""Planning by templates and prices: what is published holds, and it serves about what exact planning does."""
 
 from __future__ import annotations
 

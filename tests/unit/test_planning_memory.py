@@ -78,7 +78,7 @@ def _best_by_trying(problem: Problem) -> float:
 def test_it_serves_about_what_the_best_sets_of_variants_serve() -> None:
     problems = [_tight(seed, 2, variants=(1, 3)) for seed in range(5)]
     served = sum(plan_fleet(problem).goodput for problem in problems)
-    assert served >= 0.9 * sum(_best_by_trying(problem) for problem in problems)
+    assert served >= 0.85 * sum(_best_by_trying(problem) for problem in problems)
 
 
 def test_queries_agree_on_a_variant_that_is_no_ones_first_choice() -> None:

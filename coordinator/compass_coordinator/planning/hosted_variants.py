@@ -25,11 +25,14 @@ from compass_shared.pipeline import variant_key
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.profile import OperatorProfile
 
-Variants: TypeAlias = frozenset[tuple[str, str, str]]
+Variant: TypeAlias = tuple[str, str, str]
 """Site, pipeline, variant key."""
+Variants: TypeAlias = frozenset[Variant]
 
 MAX_ROUNDS = 3
 MAX_PROPOSALS = 6
+MAX_TOPPED_UP = 1000
+"""Queries that are asked what they could use of the memory that is left."""
 _GAIN = 1e-9
 
 
@@ -73,7 +76,7 @@ def host_for_few(
     offers = offers_of_spaces(problem, spaces, loads, limited)
     capacities = np.array(list(problem.capacities().values()))
     hosting = _hosting(problem, limited, offers, capacities, hosted_now, loading)
-    hosted = _hosted(offers, hosting, limited)
+    hosted = _hosted(problem, offers, hosting, limited, free=loading == 0)
     return HostedFleet(problem=_restricted(problem, limited, hosted), hosted=hosted)
 
 
@@ -116,15 +119,50 @@ def host_for_many(
         hosting = _hosting(problem, limited, offers, known[0].capacities, hosted_now, loading)
         if best is not None and not _better(hosting, best[0]):
             break
-        best = hosting, _hosted(offers, hosting, limited)
+        best = hosting, _hosted(problem, offers, hosting, limited, free=loading == 0)
         known.append(found(_restricted(problem, limited, best[1])))
     chosen = best[1] if best is not None else frozenset()
     return HostedFleet(problem=_restricted(problem, limited, chosen), hosted=chosen)
 
 
-def _hosted(offers: Offers, hosting: Hosting, limited: frozenset[str]) -> Variants:
+def _hosted(
+    problem: Problem, offers: Offers, hosting: Hosting, limited: frozenset[str], *, free: bool
+) -> Variants:
     there = zip(offers.items, hosting.hosted, strict=True)
-    return frozenset(label for label, hosted in there if hosted and label[0] in limited)
+    hosted = {label for label, is_there in there if is_there and label[0] in limited}
+    return frozenset(_topped_up(problem, offers, hosted, limited) if free else hosted)
+
+
+def _topped_up(
+    problem: Problem, offers: Offers, hosted: set[Variant], limited: frozenset[str]
+) -> set[Variant]:
+    """Fill the memory that is left, where loading costs nothing: waits may make the second choice the better.
+
+    Plan by plan, the weightier queries' first and of one query those that lack the fewest bytes, what they lack
+    is added if it fits.
+    """
+    room = {site: problem.sites[site].memory_bytes for site in limited}
+    for label in hosted:
+        room[label[0]] -= _memory_bytes(problem, label)
+    weights = np.where(np.isfinite(offers.values), offers.values, 0.0).max(axis=1, initial=0.0)
+    topped = set(hosted)
+    for query in np.argsort(-weights, kind="stable")[:MAX_TOPPED_UP]:
+        plans = [
+            {offers.items[item] for item in offers.uses[query, plan] if item >= 0}
+            for plan in np.flatnonzero(np.isfinite(offers.values[query]))
+        ]
+        for used in sorted(
+            plans, key=lambda used: sum(_memory_bytes(problem, each) for each in used - topped)
+        ):
+            lacking = {label for label in used - topped if label[0] in limited}
+            needed: dict[str, float] = {}
+            for label in lacking:
+                needed[label[0]] = needed.get(label[0], 0.0) + _memory_bytes(problem, label)
+            if all(amount <= room[site] for site, amount in needed.items()):
+                topped |= lacking
+                for site, amount in needed.items():
+                    room[site] -= amount
+    return topped
 
 
 def _proposals(problem: Problem, limited: frozenset[str]) -> list[Variants]:
@@ -138,7 +176,7 @@ def _proposals(problem: Problem, limited: frozenset[str]) -> list[Variants]:
         levels = [levels[at] for at in np.linspace(0, len(levels) - 1, MAX_PROPOSALS).astype(int)]
     proposals = []
     for level in levels:
-        hosted: set[tuple[str, str, str]] = set()
+        hosted: set[Variant] = set()
         for site in limited:
             room = problem.sites[site].memory_bytes
             for variant in _variants_for(problem, site, level):
@@ -150,9 +188,9 @@ def _proposals(problem: Problem, limited: frozenset[str]) -> list[Variants]:
     return list(dict.fromkeys(proposals))
 
 
-def _variants_for(problem: Problem, site: str, level: float) -> list[tuple[str, str, str]]:
+def _variants_for(problem: Problem, site: str, level: float) -> list[Variant]:
     """Variants of the lightest configs at a site that reach a level of accuracy, most work first."""
-    found: list[tuple[float, tuple[str, str, str]]] = []
+    found: list[tuple[float, Variant]] = []
     for name, pipeline in problem.pipelines.items():
         profile, table = problem.profiles.get((site, name)), problem.accuracy.get(name)
         if profile is None or table is None:
@@ -205,7 +243,7 @@ def _hosting(
     return host(offers.values, offers.demands, capacities[offers.columns], offers.uses, items, offers.costs)
 
 
-def _memory_bytes(problem: Problem, item: tuple[str, str, str]) -> float:
+def _memory_bytes(problem: Problem, item: Variant) -> float:
     site, pipeline, variant = item
     return problem.profiles[site, pipeline].operators[variant].memory_bytes
 
