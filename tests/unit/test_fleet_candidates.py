@@ -246,6 +246,20 @@ def test_templates_are_built_once() -> None:
     assert all(one is two for one, two in zip(first.features, second.features, strict=True))
 
 
+def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
+    problem = _loose(_fleet(), 1)
+    cache = TemplateCache()
+    (first, *others) = FleetSpace.of(problem, {}, cache).features
+    assert len(cache) == 1 + len(others) > 2
+    assert cache.nbytes == sum(features.nbytes for features in (first, *others))
+    small = TemplateCache(max_entries=2)
+    FleetSpace.of(problem, {}, small)
+    assert len(small) == 2
+    tiny = TemplateCache(max_bytes=1)
+    assert len(FleetSpace.of(problem, {}, tiny).features) == 1 + len(others)
+    assert len(tiny) == 0, "larger than all that may be kept"
+
+
 def test_memory_stays_within_the_budget() -> None:
     problem = _loose(_fleet(7, variants=(3, 3, 3), edges=2, devices=2), 1)
     queries = tuple(

@@ -13,7 +13,6 @@ from compass_coordinator.planner.templates import (
     Column,
     Kind,
     Quantity,
-    TemplateCache,
     Templates,
     build,
     build_templates,
@@ -223,24 +222,6 @@ def test_many_configs_are_compared_with_their_equals_only(monkeypatch: pytest.Mo
     assert dict(equals.counts)["undominated after op1"] > dict(all_pairs.counts)["undominated after op1"]
 
 
-def test_templates_are_built_once() -> None:
-    case = random_case(1, CaseShape(variants=(2, 2), kinds=(0, 1)))
-    cache = TemplateCache()
-    first = cache.get(case.pipeline, case.accuracy, case.kinds)
-    same = [
-        Kind(
-            operators=dict(kind.operators),
-            request_mean_bytes=kind.request_mean_bytes,
-            request_var_bytes2=kind.request_var_bytes2,
-        )
-        for kind in case.kinds
-    ]
-    assert cache.get(case.pipeline, case.accuracy, same) is first
-    assert cache.get(case.pipeline, case.accuracy, case.kinds, max_remote=0) is not first
-    assert len(cache) == 2
-    assert cache.nbytes > first.nbytes > 0
-
-
 def test_whatever_matters_changes_the_key() -> None:
     case = random_case(1, CaseShape(variants=(2, 2), kinds=(0, 1)))
     pipeline, accuracy, kinds = case.pipeline, case.accuracy, case.kinds
@@ -258,18 +239,3 @@ def test_whatever_matters_changes_the_key() -> None:
         templates_key(replace(pipeline, digest="changed"), accuracy, kinds, None),
     }
     assert len(keys) == 6
-
-
-def test_the_cache_forgets_what_was_not_used_for_longest() -> None:
-    case = random_case(1, CaseShape(variants=(2, 2), kinds=(0, 1, 2)))
-    cache = TemplateCache(max_entries=2)
-    first, _, again = (
-        cache.get(case.pipeline, case.accuracy, case.kinds, max_remote=most) for most in (0, 1, 0)
-    )
-    assert again is first
-    cache.get(case.pipeline, case.accuracy, case.kinds, max_remote=2)
-    assert cache.get(case.pipeline, case.accuracy, case.kinds, max_remote=0) is first
-    assert len(cache) == 2
-    small = TemplateCache(max_bytes=first.nbytes)
-    assert len(small.get(case.pipeline, case.accuracy, case.kinds, max_remote=2)) > len(first)
-    assert len(small) == 0, "larger than all that may be kept"

@@ -138,8 +138,8 @@ def _topped_up(
 ) -> set[Variant]:
     """Fill the memory that is left, where loading costs nothing: waits may make the second choice the better.
 
-    Plan by plan, the weightier queries' first and of one query those that lack the fewest bytes, what they lack
-    is added if it fits.
+    Plan by plan, the weightier queries' first and of one query those that lack the fewest bytes: what they
+    lack is added if it fits.
     """
     room = {site: problem.sites[site].memory_bytes for site in limited}
     for label in hosted:

@@ -89,6 +89,12 @@ class Features:
         return len(self.accuracy)
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the arrays, in bytes."""
+        arrays = (self.rows, self.accuracy, self.totals, self.means, self.variances)
+        return self.templates.nbytes + sum(array.nbytes for array in arrays)
+
+    @property
     def slots(self) -> int:
         """Resources of one instance."""
         return 3 * len(self.templates.kinds) - 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from compass_coordinator.planner.fleet.coefficients import Features, coefficient
 from compass_coordinator.planner.fleet.grouping import Group, group_instances
 from compass_coordinator.planner.fleet.pricing import Best, Directions, Search
 from compass_coordinator.planner.fleet.tables import TIERS, FleetTables
-from compass_coordinator.planner.templates import Kind, Templates, build_templates
+from compass_coordinator.planner.templates import Kind, Templates, build_templates, templates_key
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.site import Tier
 
@@ -26,11 +27,26 @@ Allowed: TypeAlias = Callable[[Templates, tuple[Tier, ...]], NDArray[np.bool_]]
 """A placement policy: which templates (n,) may be used when the roles have these tiers."""
 
 
-@dataclass(slots=True)
 class TemplateCache:
-    """Templates by what they were built from, so that a fleet that plans again builds none again."""
+    """Templates by what they were built from, so that a fleet that plans again builds none again.
 
-    _known: dict[Hashable, Features] = field(default_factory=dict)
+    Args:
+        max_entries: Patterns that are kept; the least recently used go first.
+        max_bytes: Memory of all that is kept.
+    """
+
+    def __init__(self, *, max_entries: int = 1024, max_bytes: int = 2 << 30) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._known: OrderedDict[str, Features] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all that is kept, in bytes."""
+        return sum(features.nbytes for features in self._known.values())
 
     def features(self, problem: Problem, pipeline: str, kinds: tuple[Kind, ...]) -> Features:
         """Templates that use all remote roles of a pattern.
@@ -40,12 +56,17 @@ class TemplateCache:
             pipeline: Its name.
             kinds: Of the roles.
         """
-        key = _key(problem, pipeline, kinds)
+        described, accuracy = problem.pipelines[pipeline], problem.accuracy[pipeline]
+        key = templates_key(described, accuracy, kinds, None)
         if key not in self._known:
-            built = build_templates(problem.pipelines[pipeline], problem.accuracy[pipeline], kinds)
+            built = build_templates(described, accuracy, kinds)
             everywhere = np.asarray(built.used)[:, 1:].all(axis=1)
             self._known[key] = Features.of(built, np.flatnonzero(everywhere))
-        return self._known[key]
+        self._known.move_to_end(key)
+        found = self._known[key]
+        while self._known and (len(self._known) > self._max_entries or self.nbytes > self._max_bytes):
+            self._known.popitem(last=False)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,10 +159,3 @@ def _restricted(tables: FleetTables, group: Group, features: Features, allowed: 
     """Only the templates that a policy allows at the tiers of a group's sites."""
     tiers = tuple(TIERS[tier] for tier in tables.sites.tier[group.sites[0]])
     return Features.of(features.templates, features.rows[allowed(features.templates, tiers)[features.rows]])
-
-
-def _key(problem: Problem, pipeline: str, kinds: tuple[Kind, ...]) -> Hashable:
-    built = problem.pipelines[pipeline]
-    operators = tuple((op.name, op.inputs, repr(sorted(op.knobs.items()))) for op in built.operators)
-    accuracy = frozenset((key, found.mean) for key, found in problem.accuracy[pipeline].configs.items())
-    return pipeline, built.digest, built.output, operators, accuracy, tuple(kind.key for kind in kinds)

@@ -2,8 +2,8 @@
 
 from compass_coordinator.planner.templates.box import Box, Range, prune_for_box
 from compass_coordinator.planner.templates.build import build_templates
-from compass_coordinator.planner.templates.cache import TemplateCache, templates_key
 from compass_coordinator.planner.templates.columns import Column, Quantity
+from compass_coordinator.planner.templates.keys import templates_key
 from compass_coordinator.planner.templates.kinds import Kind
 from compass_coordinator.planner.templates.templates import Templates
 
@@ -13,7 +13,6 @@ __all__ = [
     "Kind",
     "Quantity",
     "Range",
-    "TemplateCache",
     "Templates",
     "build_templates",
     "prune_for_box",
