@@ -34,8 +34,12 @@ OVERSIZE = 1e6
 _DENSE_RESOURCES = 16
 """Up to so many resources every plan is given a demand for each."""
 _MEAN_OF = 2048
+_AT_HAND = 1 << 25
+"""Amounts up to which columns with sparse demands are kept."""
 _BLOCK = 1 << 12
 """Queries in work at a time: beyond the cache everything takes several times as long."""
+
+_SPARSE_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +59,7 @@ class Columns:
         """How many."""
         return int(self.values.shape[1])
 
-    def take(self, which: Bools | Ints) -> Columns:
+    def take(self, which: Bools | Ints | slice) -> Columns:
         """Some of the queries."""
         resources = None if self.resources is None else self.resources[:, :, which]
         return replace(
@@ -77,6 +81,12 @@ class Columns:
         """(plans, queries) value beyond what the demand costs."""
         reduced: Floats = self.values - self.priced(prices)
         return reduced
+
+    def priced_at(self, prices: Floats, plan: Ints) -> Floats:
+        """(queries,) what the demand of one plan each costs."""
+        each = np.arange(self.queries)
+        amounts = self.amounts[:, plan, each]
+        return np.asarray((amounts * _of_slot_at(prices, self.resources, plan, each)).sum(axis=0), np.float64)
 
     def usage(self, plan: Ints, query: Ints) -> Floats:
         """(resources,) what these plans of these queries use together."""
@@ -110,25 +120,18 @@ class Columns:
     def moments(self, weights: Floats) -> tuple[Floats, Floats]:
         """Mean demand and its covariance when each query draws its plan by weights (plans, queries).
 
+        Where every plan has a slot for each resource; see `curvature` for the others.
+
         Returns:
             Sums over the queries: (resources,) and (resources, resources).
         """
         slots, plans, queries = self.amounts.shape
         weighted = self.amounts * weights
-        if self.resources is None:
-            flat = weighted.reshape(slots, plans * queries)
-            mean: Floats = weighted.sum(axis=1)
-            total: Floats = mean.sum(axis=1)
-            square: Floats = flat @ self.amounts.reshape(slots, plans * queries).T - mean @ mean.T
-            return total, square
-        shape = (plans * queries, self.resource_count)
-        entries = (self.resources.reshape(slots, -1).T.ravel(), np.arange(0, self.amounts.size + 1, slots))
-        full = sparse.csr_array((self.amounts.reshape(slots, -1).T.ravel(), *entries), shape=shape)
-        drawn = sparse.csr_array((weighted.reshape(slots, -1).T.ravel(), *entries), shape=shape)
-        rows = np.tile(np.arange(queries), plans)
-        each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows))))) @ drawn
-        square = (drawn.T @ full - each.T @ each).toarray()
-        return summed(self.resources, weighted, self.resource_count), square
+        flat = weighted.reshape(slots, plans * queries)
+        mean: Floats = weighted.sum(axis=1)
+        total: Floats = mean.sum(axis=1)
+        square: Floats = flat @ self.amounts.reshape(slots, plans * queries).T - mean @ mean.T
+        return total, square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,6 +157,8 @@ class Queries:
     """Whether there are such plans."""
     divisible: Bools | None = None
     """(queries,) by the caller's index, which are offered such plans in any case."""
+    at_hand: Columns | None = None
+    """All of them, without costs; None where columns are made when they are asked for."""
 
     @classmethod
     def of(cls, problem: MatchProblem | SparseProblem, divisible: Bools | None) -> Queries:
@@ -187,11 +192,19 @@ class Queries:
             queries = replace(
                 queries, scarce=scarce if scarce.size else np.arange(min(1, len(problem.capacities)))
             )
+        if not queries.dense and problem.values.size * max(1, queries.entries) <= _AT_HAND:
+            queries = replace(queries, at_hand=_packed(queries.columns(slice(None))))
         best = queries.columns(queries.sampled(_MEAN_OF)).values.max(axis=0, initial=0.0)
         return replace(queries, mean_value=float(best.mean()) if best.any() else 1.0)
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def entries(self) -> int:
+        """Of a plan, at most, as the caller wrote them."""
+        demands = self.problem.demands
+        return int((demands.amounts if isinstance(demands, SparseDemands) else demands).shape[2])
 
     @property
     def resource_count(self) -> int:
@@ -228,7 +241,8 @@ class Queries:
 
     def blocks_of(self, places: Ints) -> tuple[Columns, ...]:
         """Some queries, a few in a block."""
-        return tuple(self.columns(places[start : start + _BLOCK]) for start in range(0, len(places), _BLOCK))
+        size = _BLOCK if self.dense else _SPARSE_BLOCK
+        return tuple(self.columns(places[start : start + size]) for start in range(0, len(places), size))
 
     def _slices(self) -> Iterator[slice]:
         for start in range(0, len(self.order), _BLOCK):
@@ -236,6 +250,16 @@ class Queries:
 
     def columns(self, where: slice | Ints) -> Columns:
         """The queries at some places of the order."""
+        columns = self._made(where) if self.at_hand is None else self.at_hand.take(where)
+        if not self.cost_weight:
+            return columns
+        costs = self.cost_weight * self.problem.costs[self.order[where]].T
+        with np.errstate(invalid="ignore"):
+            values = np.maximum(columns.values - costs, columns.values / 2)
+        return replace(columns, values=np.where(np.isneginf(columns.values), -np.inf, values))
+
+    def _made(self, where: slice | Ints) -> Columns:
+        """Without costs."""
         rows = self.order[where]
         amounts, resources = self._amounts(rows)
         closed = self.problem.capacities == 0
@@ -250,9 +274,6 @@ class Queries:
             if not self.oversize and amounts.size:
                 fits = amounts.max(axis=0) <= 1 + OVERDRAFT
                 usable &= fits if self.divisible is None else fits | self.divisible[rows]
-        if self.cost_weight:
-            costs = self.cost_weight * self.problem.costs[rows].T
-            values = np.maximum(values - costs, values / 2)
         if not usable.all():
             values = np.where(usable, values, -np.inf)
             amounts = np.where(usable, amounts, 0.0)
@@ -280,6 +301,21 @@ class Queries:
         if self.dense:
             return np.ascontiguousarray(demands[rows].transpose(2, 1, 0)), None
         return _gathered(demands[rows])
+
+
+def _packed(columns: Columns) -> Columns:
+    """The same with no more slots than it takes."""
+    assert columns.resources is not None
+    some = columns.amounts > 0
+    slots = int(some.sum(axis=0).max(initial=0))
+    if slots == len(some):
+        return columns
+    order = np.argsort(~some, axis=0, kind="stable")[:slots]
+    return replace(
+        columns,
+        amounts=np.take_along_axis(columns.amounts, order, axis=0),
+        resources=np.take_along_axis(columns.resources, order, axis=0),
+    )
 
 
 def _most_used(queries: Queries) -> Floats:
@@ -318,6 +354,10 @@ def _is_dense(problem: MatchProblem | SparseProblem) -> bool:
 def _of_slot(of_resource: NDArray[Any], resources: NDArray[np.int32] | None) -> NDArray[Any]:
     """What belongs to each slot's resource, to go with amounts."""
     return of_resource[:, np.newaxis, np.newaxis] if resources is None else of_resource[resources]
+
+
+def _of_slot_at(of_resource: Floats, resources: NDArray[np.int32] | None, plan: Ints, query: Ints) -> Floats:
+    return of_resource[:, np.newaxis] if resources is None else of_resource[resources[:, plan, query]]
 
 
 def _spread(amounts: Floats, resources: NDArray[np.integer], count: int) -> Floats:

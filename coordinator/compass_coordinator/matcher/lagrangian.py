@@ -64,6 +64,8 @@ _NEAR = 2048
 """Queries with the smallest leads that may exchange plans."""
 _SMALL = 500
 """Queries up to which all of them are searched."""
+_TIED_GAP = 1e-5
+"""A gap that may come from costs."""
 _OPTIMAL = 1e-9
 """A gap that is rounding."""
 
@@ -107,6 +109,8 @@ def match(
     )
     queries = Queries.of(problem, checked_divisible(divisible, len(problem.values)))
     warm = None if warm_prices is None else queries.scaled(checked_prices(warm_prices, problem))
+    if not queries.dense:
+        return _matched_sparse(queries, warm, seed, deadline)
     warmer = priced(queries, warm, _BEFORE_TIES, deadline)
     final = finished(warmer, _COLD * queries.mean_value, deadline)
     prices, bound = _proof(final.state, deadline)
@@ -117,22 +121,39 @@ def match(
     return _result(queries, choice, splits, prices, bound)
 
 
+def _matched_sparse(queries: Queries, warm: Floats | None, seed: int, deadline: Deadline) -> MatchResult:
+    """The same with value and cost at once: where many resources are scarce, cooling twice takes too long."""
+    tied = _with_ties(queries)
+    final = finished(priced(tied, warm, _BEFORE_TIES, deadline), _COLD * queries.mean_value, deadline)
+    prices, bound = _proof(final.state, deadline)
+    choice, splits = _chosen(final, bound, np.random.default_rng(seed), deadline)
+    result = _result(queries, choice, splits, prices, bound)
+    if tied.cost_weight and _OPTIMAL < result.gap <= _TIED_GAP:
+        # What is missing may be the traces of the costs.
+        start = priced(queries, queries.scaled(prices), _BEFORE_TIES, deadline)
+        prices, bound = _proof(finished(start, _COLD * queries.mean_value, deadline).state, deadline)
+        if bound < result.bound:
+            return _result(queries, choice, splits, prices, bound)
+    return result
+
+
 def _proof(state: State, deadline: Deadline) -> tuple[Floats, float]:
     """Unscaled prices and the bound they prove: of all plans, also those that do not fit alone."""
     queries = state.queries
     closed = prices_of_closed(queries.problem)
     states = [state]
     if queries.any_oversize:
-        larger = replace(queries, oversize=True, scarce=None)
+        larger = replace(queries, oversize=True, scarce=None, at_hand=None, cost_weight=0.0)
         warm = larger.scaled(queries.unscaled(state.prices))
         every = priced(larger, warm, _BEFORE_TIES, deadline)
         states.append(finished(every, state.temperature, deadline).state)
     proofs = []
     for one in states:
         # A price that only the interior-point method keeps from 0 is 0.
-        prices = np.where(one.slack > one.prices / max(len(queries), 1), 0.0, one.prices)
-        unscaled = one.queries.unscaled(prices) * (queries.problem.capacities > 0) + closed
-        proofs.append((dual_bound(queries.problem, unscaled), unscaled))
+        some = np.where(one.slack > one.prices / max(len(queries), 1), 0.0, one.prices)
+        for prices in (some, one.prices) if one.patterns and (some != one.prices).any() else (some,):
+            unscaled = one.queries.unscaled(prices) * (queries.problem.capacities > 0) + closed
+            proofs.append((dual_bound(queries.problem, unscaled), unscaled))
     bound, best = min(proofs, key=lambda proof: proof[0])
     return best, bound
 
@@ -175,7 +196,7 @@ def _polish(bench: Workbench, prices: Floats, deadline: Deadline) -> None:
 def _rounded(vertex: Vertex, deadline: Deadline) -> tuple[Vertex, Rounding]:
     """What queries choose, at prices for which no query was fixed wrongly."""
     rounding = rounded(vertex.state, vertex.weights)
-    for _ in range(_REHEATS):
+    for _ in range(0 if vertex.state.patterns else _REHEATS):
         if rounding.fixed_rightly or deadline.passed():
             break
         state = vertex.state

@@ -22,11 +22,13 @@ at, and should one turn out to be fixed wrongly, cooling is done again from ther
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compass_coordinator.matcher.columns import OVERDRAFT, Columns, Queries
+from compass_coordinator.matcher.columns import OVERDRAFT, Columns, Queries, summed
+from compass_coordinator.matcher.curvature import Curvature, Pattern, joined, solved, stretched, with_diagonal
 from compass_coordinator.matcher.deadline import Deadline
 from compass_coordinator.matcher.problem import Bools, Floats, Ints
 
@@ -34,14 +36,21 @@ _COOLING = 0.25
 """From one temperature to the next."""
 LEAD = 25.0
 """Temperatures by which a best plan must lead for its query to be fixed."""
+_RELEASES = 4
+"""How often queries are released that overdraw a resource."""
 _FEW = 500
 """Queries of which none is fixed."""
 _MANY = 16
 """Resources beyond which there is a better way than cooling to the end, when few queries are undecided."""
-_FEW_PER_RESOURCE, _FEW_BELOW = 4, 0.02
+_FEW_PER_RESOURCE, _FEW_BELOW, _FEW_PLANS = 4, 0.02, 4000
 _PULL = 30.0
 """Temperatures that doubling a price costs half of, where queries are fixed on account of the prices."""
 _STEPS, _FIRST_STEPS = 25, 40
+_HOT = 0.2
+"""Temperature of a cold start with sparse demands, as a share of a query's mean value."""
+_REACH = 8.0
+"""Temperatures by which a step may change what a plan costs, where the smooth dual is flat."""
+_SPARSE_COOLING, _SPARSE_STEPS = 0.16, 8
 _SETTLED = 0.1
 """Share of the temperature that a Newton step may still promise."""
 _LEAST_RIDGE, _RIDGES = 1e-14, 8
@@ -62,6 +71,8 @@ class State:
     """Which of them are not fixed."""
     blocks: tuple[Columns, ...]
     """Those."""
+    patterns: tuple[Pattern, ...]
+    """Those again, if demands are sparse."""
     rest: Floats
     """(resources,) capacity that the fixed ones leave."""
     prices: Floats
@@ -74,11 +85,16 @@ class State:
 
     def with_places(self, places: Ints) -> State:
         """The same with other queries that are not fixed."""
-        return replace(self, places=places, blocks=self.queries.blocks_of(places))
+        blocks = self.queries.blocks_of(places)
+        return replace(self, places=places, blocks=blocks, patterns=_patterns(blocks))
 
     @property
     def few(self) -> bool:
         """Whether so few queries are undecided that cooling on would be slow; see `vertex`."""
+        if self.patterns:
+            return self.temperature <= _FEW_BELOW * self.queries.mean_value and (
+                sum(len(pattern.values) for pattern in self.patterns) <= _FEW_PLANS
+            )
         warm = self.temperature <= _FEW_BELOW * self.queries.mean_value
         return warm and len(self.prices) > _MANY and len(self.places) <= _FEW_PER_RESOURCE * len(self.prices)
 
@@ -95,10 +111,12 @@ class State:
         """Some queries, the prices not settled yet."""
         # No slack is larger than a capacity.
         prices = np.maximum(prices, temperature)
+        blocks = queries.blocks_of(places)
         return cls(
             queries=queries,
             places=places,
-            blocks=queries.blocks_of(places),
+            blocks=blocks,
+            patterns=_patterns(blocks),
             rest=rest,
             prices=prices,
             slack=temperature / prices,
@@ -112,7 +130,8 @@ class _Point:
 
     value: float
     gradient: Floats
-    curvature: Floats
+    curvature: Callable[[], Curvature]
+    """Made when it is asked for."""
 
 
 def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadline) -> State:
@@ -128,6 +147,8 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
     mean = queries.mean_value
     if warm is None:
         prices, heat = np.full(resources, count * mean / (2 * max(resources, 1))), 1.0
+        if not queries.dense:
+            prices, heat = _first_prices(queries), _HOT * mean
     else:
         prices, heat = warm, _WARM * mean
     everyone, sampled = np.arange(count), False
@@ -144,20 +165,26 @@ def priced(queries: Queries, warm: Floats | None, until: float, deadline: Deadli
     return cooled(start, until * mean, deadline, or_few=True)
 
 
+def _first_prices(queries: Queries) -> Floats:
+    """(resources,) at which the plans that use a resource pay it half of a query's value, on average."""
+    asked, asking = np.zeros(queries.resource_count), np.zeros(queries.resource_count)
+    for _, columns in queries.blocks():
+        if columns.resources is not None:
+            asked += summed(columns.resources, columns.amounts, len(asked))
+            asking += summed(columns.resources, (columns.amounts > 0).astype(np.float64), len(asking))
+    prices: Floats = queries.mean_value * asking / (2 * np.maximum(asked, OVERDRAFT))
+    return np.minimum(prices, len(queries) * queries.mean_value)
+
+
 def undecided(queries: Queries, prices: Floats, temperature: float) -> State:
     """The state in which every query is fixed that is decided at these prices."""
     everyone = State.at(queries, np.arange(0), np.ones(len(prices)), prices, temperature)
     if len(queries) <= _FEW:
         return everyone.with_places(np.arange(len(queries)))
-    rest, places = everyone.rest, [np.zeros(0, np.int64)]
-    for where, columns in queries.blocks():
-        reduced = columns.reduced(prices)
-        near = leads(reduced) <= LEAD * temperature
-        rest = rest - _used_by_best(columns, reduced, ~near)
-        places.append(where.start + np.flatnonzero(near))
+    near, rest = _near((columns for _, columns in queries.blocks()), prices, temperature, everyone.rest)
     if rest.min(initial=0.0) < -OVERDRAFT:
         return everyone.with_places(np.arange(len(queries)))
-    near_places = np.concatenate(places)
+    near_places = np.flatnonzero(near)
     anchored = len(near_places) < len(queries)
     return replace(everyone, rest=np.maximum(rest, 0.0), anchored=anchored).with_places(near_places)
 
@@ -190,13 +217,15 @@ def cooled(state: State, until: float, deadline: Deadline, *, or_few: bool = Fal
         deadline: When to stop in any case.
         or_few: End also where few queries are undecided.
     """
-    state = _settled(state, _FIRST_STEPS)
+    sparse = bool(state.patterns)
+    cooling = _SPARSE_COOLING if sparse else _COOLING
+    state = _settled(state, _SPARSE_STEPS if sparse else _FIRST_STEPS)
     while state.temperature > until and not deadline.passed():
         state = _fixed(state)
         if or_few and state.few:
             return state
-        state = replace(state, temperature=max(until, state.temperature * _COOLING))
-        state = _settled(state, _STEPS)
+        state = replace(state, temperature=max(until, state.temperature * cooling))
+        state = _settled(state, _SPARSE_STEPS if sparse else _STEPS)
     return state
 
 
@@ -204,15 +233,37 @@ def _fixed(state: State) -> State:
     """Take the decided queries out, if they are many."""
     if len(state.places) <= _FEW:
         return state
-    near, rest = [np.zeros(0, bool)], state.rest
-    for columns in state.blocks:
-        reduced = columns.reduced(state.prices)
-        near.append(leads(reduced) <= LEAD * state.temperature)
-        rest = rest - _used_by_best(columns, reduced, ~near[-1])
-    places = state.places[np.concatenate(near)]
+    near, rest = _near(state.blocks, state.prices, state.temperature, state.rest)
+    places = state.places[near]
     if len(places) > 0.7 * len(state.places) or rest.min(initial=0.0) < -OVERDRAFT:
         return state
     return replace(state, rest=np.maximum(rest, 0.0), anchored=True).with_places(places)
+
+
+def _near(
+    blocks: Iterable[Columns], prices: Floats, temperature: float, rest: Floats
+) -> tuple[Bools, Floats]:
+    """(queries,) which are not decided, and what the others leave of the rest.
+
+    Of sparse demands, those that are decided to overdraw a resource between them are not.
+    """
+    near, decided = [np.zeros(0, bool)], []
+    for columns in blocks:
+        reduced = columns.reduced(prices)
+        near.append(leads(reduced) <= LEAD * temperature)
+        rest = rest - _used_by_best(columns, reduced, ~near[-1])
+        if columns.resources is not None and len(reduced):
+            decided.append((columns, near[-1], reduced.argmax(axis=0), reduced.max(axis=0) > 0))
+    for _ in range(_RELEASES):
+        over = rest < -OVERDRAFT
+        if not decided or not over.any():
+            break
+        for columns, some, plan, served in decided:
+            asks = columns.priced_at(over.astype(np.float64), plan) > 0
+            query = np.flatnonzero(asks & served & ~some)
+            rest = rest + columns.usage(plan[query], query)
+            some[query] = True
+    return np.concatenate(near), rest
 
 
 def _used_by_best(columns: Columns, reduced: Floats, which: Bools) -> Floats:
@@ -232,9 +283,12 @@ def _settled(state: State, steps: int) -> State:
     point = _evaluated(state, prices)
     for _ in range(steps):
         # One Newton step of: gradient = slack, slack * prices = heat; in relative changes of the prices.
-        step = prices * _solved(
-            point.curvature * np.outer(prices, prices), slack * prices, heat - prices * point.gradient
-        )
+        residual = heat - prices * point.gradient
+        damping = slack * prices
+        if state.patterns:
+            typical = np.max([pattern.typical for pattern in state.patterns], axis=0)
+            damping = damping + np.abs(residual) * typical * prices / (_REACH * heat)
+        step = prices * _solved(stretched(point.curvature(), prices), damping, residual)
         slack_step = heat / prices - slack - slack / prices * step
         promise = float(step @ (heat / prices - point.gradient))
         slack = slack + _room(slack, slack_step) * slack_step
@@ -248,26 +302,52 @@ def _settled(state: State, steps: int) -> State:
                 break
             length /= 4
         prices = trial
-        if promise <= _SETTLED * heat:
+        if promise <= _SETTLED * heat * max(1.0, len(prices) / _MANY):
             break
     return replace(state, prices=prices, slack=slack)
 
 
+def _patterns(blocks: tuple[Columns, ...]) -> tuple[Pattern, ...]:
+    return tuple(Pattern.of(columns) for columns in blocks if columns.resources is not None)
+
+
 def _evaluated(state: State, prices: Floats) -> _Point:
-    value, gradient = float(prices @ state.rest), state.rest.copy()
-    curvature = np.zeros((len(prices), len(prices)))
+    value, usage, curvature = (_summed_sparse if state.patterns else _summed_dense)(state, prices)
+    value, gradient = value + float(prices @ state.rest), state.rest - usage
+    if not state.anchored:
+        return _Point(value=value, gradient=gradient, curvature=curvature)
+    away, pull = (prices - state.prices) / state.prices, _PULL * state.temperature
+    value += pull * float(away @ away) / 2
+    gradient += pull * away / state.prices
+    return _Point(
+        value=value, gradient=gradient, curvature=lambda: with_diagonal(curvature(), pull / state.prices**2)
+    )
+
+
+def _summed_dense(state: State, prices: Floats) -> tuple[float, Floats, Callable[[], Curvature]]:
+    value, usage, curvature = 0.0, np.zeros(len(prices)), np.zeros((len(prices), len(prices)))
     for columns in state.blocks:
         weights, best = draws(columns.reduced(prices), state.temperature)
-        usage, covariance = columns.moments(weights)
+        mean, covariance = columns.moments(weights)
         value += best
-        gradient -= usage
+        usage += mean
         curvature += covariance / state.temperature
-    if state.anchored:
-        away, pull = (prices - state.prices) / state.prices, _PULL * state.temperature
-        value += pull * float(away @ away) / 2
-        gradient += pull * away / state.prices
-        curvature += np.diag(pull / state.prices**2)
-    return _Point(value=value, gradient=gradient, curvature=curvature)
+    return value, usage, lambda: curvature
+
+
+def _summed_sparse(state: State, prices: Floats) -> tuple[float, Floats, Callable[[], Curvature]]:
+    value, usage, weights = 0.0, np.zeros(len(prices)), []
+    for pattern in state.patterns:
+        best, mean, drawn = pattern.evaluated(prices, state.temperature)
+        value += best
+        usage += mean
+        weights.append(drawn)
+
+    def curvature() -> Curvature:
+        parts = [part.covariance(drawn) for part, drawn in zip(state.patterns, weights, strict=True)]
+        return joined(parts, 1 / state.temperature)
+
+    return value, usage, curvature
 
 
 def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
@@ -279,7 +359,7 @@ def draws(reduced: Floats, temperature: float) -> tuple[Floats, float]:
     return weights, float(best.sum() + temperature * np.log(total).sum())
 
 
-def _solved(matrix: Floats, diagonal: Floats, right: Floats) -> Floats:
+def _solved(matrix: Curvature, diagonal: Floats, right: Floats) -> Floats:
     """Solve (matrix + diagonal) x = right, regularised as little as it takes.
 
     Args:
@@ -287,16 +367,11 @@ def _solved(matrix: Floats, diagonal: Floats, right: Floats) -> Floats:
         diagonal: > 0.
         right: Of the equations.
     """
-    size = np.sqrt(np.maximum(matrix.diagonal(), 0.0) + diagonal)
-    scaled, target, ridge = matrix / np.outer(size, size), right / size, _LEAST_RIDGE
-    np.fill_diagonal(scaled, 1.0)
+    ridge = _LEAST_RIDGE
     for _ in range(_RIDGES):
-        try:
-            solution = np.asarray(np.linalg.solve(scaled + ridge * np.eye(len(right)), target), np.float64)
-        except np.linalg.LinAlgError:
-            solution = np.full_like(right, np.nan)
-        if np.isfinite(solution).all() and solution @ target >= 0:
-            return solution / size
+        solution = solved(matrix, diagonal, right, ridge)
+        if np.isfinite(solution).all() and solution @ right >= 0:
+            return solution
         ridge *= 100
     return np.zeros_like(right)
 

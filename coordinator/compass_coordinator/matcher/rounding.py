@@ -59,6 +59,23 @@ class Workbench:
         """(entries, resources) the same for many, each on its own."""
         return self._demands(query, plan) - self._demands(query, self.plan[query])
 
+    def sparse_changes(self, query: Ints, plan: Ints) -> tuple[Ints, Floats]:
+        """The same as resources and amounts, (entries, two for each slot); each resource counts once."""
+        assert self.columns.resources is not None
+        resources, amounts = [], []
+        for plans, sign in ((plan, 1.0), (self.plan[query], -1.0)):
+            resources.append(self.columns.resources[:, plans, query].T.astype(np.int64))
+            amounts.append(
+                np.where(plans >= 0, sign, 0.0)[:, np.newaxis] * self.columns.amounts[:, plans, query].T
+            )
+        slots = resources[0].shape[1]
+        for left in range(slots):
+            for right in range(slots):
+                same = (amounts[0][:, left] > 0) & (resources[0][:, left] == resources[1][:, right])
+                amounts[0][:, left] += np.where(same, amounts[1][:, right], 0.0)
+                amounts[1][same, right] = 0.0
+        return np.hstack(resources), np.hstack(amounts)
+
     def move(self, query: int, plan: int) -> None:
         """Give a query another plan."""
         self.usage += self.change(query, plan)

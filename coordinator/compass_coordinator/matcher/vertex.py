@@ -29,9 +29,13 @@ from compass_coordinator.matcher.problem import Bools, Floats
 
 _BOX = 8.0
 """Temperatures by which prices may move at first, as a share of themselves."""
+_SPARSE_BOX = 1024.0
+"""The same where prices are cooled less far before: nearly everything at once."""
 _GROWTH = 8.0
 _PROGRAMS = 12
 _MOST_COLUMNS = 20_000
+_COLD_SPARSE = 3e-5
+"""Where cooling ends if demands are sparse, as a share of a query's mean value."""
 _ROUNDING = 1e-9
 
 
@@ -59,6 +63,9 @@ def finished(state: State, until: float, deadline: Deadline) -> Vertex:
     found = vertex(state, deadline) if state.few else None
     if found is not None:
         return found
+    if state.patterns:
+        # Colder, the kinks come too close; what is left undecided is settled by rounding.
+        until = max(until, _COLD_SPARSE * state.queries.mean_value)
     cold = cooled(state, until, deadline)
     weights = [draws(columns.reduced(cold.prices), cold.temperature)[0] for columns in cold.blocks]
     return Vertex(state=cold, weights=tuple(weights))
@@ -71,7 +78,7 @@ def vertex(state: State, deadline: Deadline) -> Vertex | None:
         state: Nearly optimal prices.
         deadline: When to give up.
     """
-    box = _BOX
+    box = _SPARSE_BOX if state.patterns else _BOX
     for _ in range(_PROGRAMS):
         masks = tuple(_nearly_best(columns, state) for columns in state.blocks)
         if deadline.passed() or sum(int(mask.sum()) for mask in masks) > _MOST_COLUMNS:
@@ -91,6 +98,8 @@ def vertex(state: State, deadline: Deadline) -> Vertex | None:
 
 
 def _nearly_best(columns: Columns, state: State) -> Bools:
+    if state.patterns:  # the box is large
+        return np.asarray(columns.values > 0)
     reduced = columns.reduced(state.prices)
     best = np.maximum(reduced.max(axis=0, initial=0.0), 0.0)
     nearly: Bools = reduced >= best - LEAD * state.temperature
