@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from compass_coordinator.planline import plan_line
+from compass_coordinator.planner.search import SearchResult
 from compass_coordinator.planning import FleetPlan, FleetProvision
 from compass_coordinator.planning.explanation import Explanation
 from compass_shared.pipeline import Pipeline
@@ -61,6 +64,17 @@ class ProvisionDocument(msgspec.Struct, frozen=True, kw_only=True):
     """Share of all queries' weight that is served."""
 
 
+class SearchDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """How the search for a query's cheapest plan ended, where there are too many plans to enumerate."""
+
+    cost_usd_per_1000: float | None
+    """Of the cheapest plan found; None if none meets the SLO."""
+    bound_usd_per_1000: float | None
+    """No plan costs less; None if no plan can meet the SLO at all."""
+    evaluations: int
+    """Configs looked at."""
+
+
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The whole document."""
 
@@ -82,6 +96,9 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     explanation: Explanation | None = None
     """Of the query that ``--explain`` names."""
     provision: ProvisionDocument | None = None
+    hosted: dict[str, tuple[str, ...]] = {}
+    """Site -> variants that it holds, of sites that have not the memory for all."""
+    searched: dict[str, SearchDocument] = {}
 
 
 def describe_plan(
@@ -115,6 +132,23 @@ def describe_plan(
         queries={query.name: _decided(problem, plan, query) for query in problem.queries},
         explanation=explanation,
         provision=_provision(provided) if provided is not None else None,
+        hosted=dict(plan.hosted),
+        searched={
+            query.name: describe_search(query, plan.searched[query.name])
+            for query in problem.queries
+            if query.name in plan.searched
+        },
+    )
+
+
+def describe_search(query: Query, result: SearchResult) -> SearchDocument:
+    """A search's scores, which are dollars per second, as dollars per 1,000 requests."""
+    per_1000 = 1000 / query.rate_hz
+    known = result.bound is not None and math.isfinite(result.bound)
+    return SearchDocument(
+        cost_usd_per_1000=per_1000 * result.score if result.serves else None,
+        bound_usd_per_1000=per_1000 * result.bound if known and result.bound is not None else None,
+        evaluations=result.evaluations,
     )
 
 

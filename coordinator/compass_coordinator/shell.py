@@ -19,6 +19,7 @@ from compass_coordinator import events as ev
 from compass_coordinator.core import CoordinatorCore
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.inbox import event_of
+from compass_coordinator.planner.fleet import TemplateCache
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
 from compass_coordinator.store import FileStore
@@ -85,6 +86,7 @@ class CoordinatorShell:
         self.config = config
         self._clock = clock or MonotonicClock()
         self._notice = safely(on_notice)
+        self._templates = TemplateCache()
         self._store = FileStore(config.state_dir)
         self._topics = Topics(config.fleet)
         self._make_transport = transport or _mqtt
@@ -221,7 +223,7 @@ class CoordinatorShell:
     async def _plan(self, action: ev.StartPlanning) -> None:
         started_s = self._clock.now_s()
         try:
-            plan = await asyncio.to_thread(_solve, action.problem, self.config.policy)
+            plan = await asyncio.to_thread(_solve, action.problem, self.config.policy, self._templates)
         except Exception as error:
             # Even a planner's bug leaves the fleet serving what it has.
             logger.exception("planning failed")
@@ -265,8 +267,8 @@ class CoordinatorShell:
             self._stopped.set_exception(error)
 
 
-def _solve(problem: Problem, policy: str) -> FleetPlan:
-    return plan_fleet(problem, POLICIES[policy], timer=time.perf_counter)
+def _solve(problem: Problem, policy: str, templates: TemplateCache) -> FleetPlan:
+    return plan_fleet(problem, POLICIES[policy], timer=time.perf_counter, templates=templates)
 
 
 def _mqtt(shell: CoordinatorShell) -> Transport:

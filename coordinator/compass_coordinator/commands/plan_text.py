@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from compass_coordinator.plan_document import decision_line
+from compass_coordinator.plan_document import decision_line, describe_search
 from compass_coordinator.planning import FleetPlan, FleetProvision
 from compass_coordinator.planning.explanation import Alternative, Charge, Explanation, Said
 from compass_shared.plan import Estimate, Placement
@@ -25,7 +25,7 @@ def plan_text(problem: Problem, plan: FleetPlan) -> list[str]:
         lines = [*_overview(problem, plan), *_busiest(problem, plan)]
     else:
         lines = [line for query in problem.queries for line in _decision(problem, plan, query)]
-    return [*lines, *_scarce(plan), total_line(problem, plan)]
+    return [*lines, *_searched(problem, plan), *_hosted(plan), *_scarce(plan), total_line(problem, plan)]
 
 
 def _overview(problem: Problem, plan: FleetPlan) -> Iterator[str]:
@@ -122,6 +122,28 @@ def _predicted(estimate: Estimate) -> str:
         f"p95 {1e3 * estimate.latency_p95_s:.0f} ms, accuracy {estimate.accuracy:.3f}, "
         f"{1e3 * estimate.cost_usd_per_1000:.2f} mUSD per 1,000"
     )
+
+
+def _searched(problem: Problem, plan: FleetPlan) -> Iterator[str]:
+    """What each search found and how much cheaper a plan could be."""
+    for query in problem.queries:
+        if query.name not in plan.searched:
+            continue
+        found = describe_search(query, plan.searched[query.name])
+        looked = f"{query.name}: searched {found.evaluations:,} configs"
+        if found.cost_usd_per_1000 is None:
+            yield f"{looked}, none serves it"
+        elif found.bound_usd_per_1000 is not None:
+            cost, bound = 1e3 * found.cost_usd_per_1000, 1e3 * found.bound_usd_per_1000
+            yield f"{looked}; the cheapest plan costs {cost:.4g} mUSD per 1,000, none less than {bound:.4g}"
+
+
+def _hosted(plan: FleetPlan) -> Iterator[str]:
+    """What sites that have not the memory for everything hold."""
+    for site, variants in list(plan.hosted.items())[:_REASONS]:
+        yield f"{site} hosts {_named(variants)}"
+    if len(plan.hosted) > _REASONS:
+        yield f"... and {len(plan.hosted) - _REASONS:,} more sites host a part of what was measured there"
 
 
 def _scarce(plan: FleetPlan) -> Iterator[str]:
