@@ -29,7 +29,7 @@ from compass_agent.worker import BODY_TIMEOUT_S, failure
 from compass_coordinator.commands.files import ACCURACY_Z
 from compass_coordinator.core import PATIENCE_S, REJOIN_S, SETTLE_S, SHARE_TIMEOUT_S
 from compass_coordinator.demo.broker import RETAINED_LIMIT
-from compass_coordinator.plan_space import MAX_PLANS
+from compass_coordinator.planning.searched import MAX_ENUMERATED
 from compass_shared import calls, codec, errors, framing, messages, topics
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import model_refs_from
@@ -199,7 +199,7 @@ def test_every_error_has_its_status() -> None:
         ("architecture.md", f"the fallback starts {FALLBACK_MARGIN:g} times its predicted p95"),
         ("architecture.md", f"else {DEFAULT_DEADLINE_S:g} s."),
         ("architecture.md", f"after {SHARE_TIMEOUT_S:g} s of silence"),
-        ("architecture.md", f"more than {MAX_PLANS // 1_000_000} million plans"),
+        ("architecture.md", f"more than {MAX_ENUMERATED // 1_000_000} million plans"),
         ("bundles.md", f"{MAX_CONFIGS:,}"),
         ("bundles.md", f"= {load_pipeline(READ_TEXT).config_count()}."),
     ],
