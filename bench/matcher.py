@@ -1,9 +1,10 @@
 """The matcher side by side with other ways to match, on cases of several kinds and levels of contention.
 
-Four tables: all ways on the same cases; how time and memory grow with the number of queries; small hard
-cases, where the linear bound is far from every choice; and how DeDe fares as cases grow. Rivals and all that
-is large run in processes of their own, one after the other, one thread each. What is timed is the matching
-alone. Our choice is checked against the capacities, and value and bound are computed again.
+Five tables: all ways on the same cases; how time and memory grow with the number of queries; small hard
+cases, where the linear bound is far from every choice; queries that come and go; and how DeDe fares as cases
+grow. Rivals and all that is large run in processes of their own, one after the other, one thread each. What is
+timed is the matching alone. Our choice is checked against the capacities, and value and bound are computed
+again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from common import RESULTS, machine, write_result
 from compass_coordinator.matcher import MatchResult
 from matching.cases import KINDS, LEVELS, Case, make, small_hard
+from matching.online import online_table
 from matching.ours import Measured, check, matched
 from matching.processes import run_ours, run_rival
 from matching.rivals import Found
@@ -229,6 +231,24 @@ def _timed(case: Case, seed: int) -> tuple[MatchResult, float]:
     return result, seconds
 
 
+def online_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Queries that come and go: admission by bid price, and rounds from the prices before."""
+    print("\nqueries that come and go; warm: a round after 1% of the queries changed, cold: a match anew\n")
+    _head("case", "admit ms", "p99 ms", "warm s", "cold s", "warm/cold", "kept %")
+    rows = online_table([min(args.queries, 10_000)])
+    for row in rows:
+        _line(
+            row["case"],
+            f"{1e3 * row['admit_median_s']:.3f}",
+            f"{1e3 * row['admit_p99_s']:.3f}",
+            f"{row['round_s']:.2f}",
+            f"{row['cold_s']:.2f}",
+            f"{row['warm_by_cold']:.2f}",
+            _percent(row["admit_value"], 1),
+        )
+    return rows
+
+
 def dede_table(args: argparse.Namespace) -> list[dict[str, Any]]:
     print("\nDeDe's linear relaxation, rounded, as cases grow; value as a share of our bound\n")
     _head("case", "queries", "value %", "ours %", "seconds", "status")
@@ -261,6 +281,7 @@ TABLES: Mapping[str, Callable[[argparse.Namespace], Any]] = {
     "rivals": rivals_table,
     "scaling": scaling_table,
     "small": small_table,
+    "online": online_rows,
     "dede": dede_table,
 }
 
