@@ -2,9 +2,9 @@
 
 Five tables: all ways on the same cases; how time and memory grow with the number of queries; small hard
 cases, where the linear bound is far from every choice; queries that come and go; and how DeDe fares as cases
-grow. Rivals and all that is large run in processes of their own, one after the other, one thread each. What is
-timed is the matching alone. Our choice is checked against the capacities, and value and bound are computed
-again.
+grow. Rivals and all that is large run in processes of their own, one after the other, one thread each.
+What is timed is the matching alone. Our choice is checked against the capacities, and value and bound are
+computed again.
 """
 
 from __future__ import annotations
