@@ -218,6 +218,18 @@ def test_many_sparse_resources_get_exact_prices(queries: int) -> None:
     assert match(values, dense, capacities).value == result.value
 
 
+def test_hundreds_of_sparse_resources_are_priced_closely() -> None:
+    values, demands, capacities, dense = _edge(1600, 200)
+    costs = np.random.default_rng(5).random(values.shape)
+    result = match(values, demands, capacities, costs)
+    assert_sound(result, values, dense, capacities, costs)
+    assert result.bound == pytest.approx(linear_optimum(values, dense, capacities), rel=1e-5)
+    assert result.gap <= 0.05
+    warm = match(values, demands, capacities, costs, warm_prices=result.prices)
+    assert warm.bound == pytest.approx(result.bound, rel=1e-3)
+    assert warm.value == pytest.approx(result.value, rel=0.01)
+
+
 def test_a_resource_for_every_query_that_it_cannot_exhaust_has_no_price() -> None:
     """Each device's own processor, and twenty servers that are scarce; some plans fit on no processor."""
     rng, queries, servers = np.random.default_rng(8), 600, 20

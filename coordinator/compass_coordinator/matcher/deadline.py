@@ -19,6 +19,11 @@ class Deadline:
         """The moment ``limit_s`` seconds from now; None for never."""
         return cls(math.inf if limit_s is None else time.monotonic() + limit_s)
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.at_s < math.inf
+
     def passed(self) -> bool:
         """Whether it is too late. Without a limit no clock is read."""
         return self.at_s < math.inf and time.monotonic() >= self.at_s

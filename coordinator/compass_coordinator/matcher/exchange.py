@@ -19,7 +19,7 @@ from compass_coordinator.matcher.result import REFUSED
 from compass_coordinator.matcher.rounding import Workbench, at_plan
 
 _LEAST_MOVES, _MOVES_PER_RESOURCE, _MOST_MOVES = 1000, 8, 4000
-_SCANS, _MANY_SCANS, _MANY = 12, 3, 1500
+_SCANS, _MANY_SCANS, _MANY = 12, 2, 1500
 """How often at most, and for more queries than so many."""
 _WORTH = 1e-12
 """Least gain of a pair, as a share of the largest value."""

@@ -91,8 +91,8 @@ def match(
             millionth of the largest may be chosen by cost.
         divisible: (queries,) bool, which queries may be split over plans; None for none of them.
         warm_prices: (resources,) prices of a similar problem, to start from.
-        time_limit_s: When to stop improving; None for as long as it takes. Without it the result depends on
-            nothing but the arguments.
+        time_limit_s: When to stop improving, while there is a gap; None for a modest amount of work, by which
+            the result depends on nothing but the arguments.
         seed: Of the random choices of the local search.
 
     Returns:

@@ -27,7 +27,9 @@ _CORE = 40_000
 _ROUNDS = 4
 """Walks with cores of their own, if not all queries fit into one."""
 _WORK, _COST_WORK = 5e8, 1e8
-"""Amounts to look at altogether, for value and then for cost."""
+"""Amounts to look at altogether, for value and then for cost, if there is a time limit."""
+_MODEST = 0.1
+"""Share of that without a time limit: planning matches dozens of times."""
 _PLENTY = 100
 """Queries beyond which the work shrinks: the more there are, the less the prices leave open."""
 
@@ -44,6 +46,7 @@ def improve(
     """Look for a better choice around a feasible one.
 
     Deterministic for the generator's state unless the deadline cuts it short, whatever the order of queries.
+    With a deadline it searches longer, until then.
 
     Args:
         problem: Small: a dense copy of the queries that are undecided is made for every walker.
@@ -61,8 +64,9 @@ def improve(
     space, costs, start = _space(problem, choice, prices)
     order = _canonical(space, costs, start)
     space, costs, start = space.take(order), costs[order], start[order]
-    found = _searched(space, start, bound / space.scale, _WORK, rng, deadline)
-    found = _cheaper(space, costs, found, rng, deadline)
+    effort = 1.0 if deadline.limited else _MODEST
+    found = _searched(space, start, bound / space.scale, effort * _WORK, rng, deadline)
+    found = _cheaper(space, costs, found, effort * _COST_WORK, rng, deadline)
     improved = np.empty_like(choice)
     improved[order] = np.where(found == space.options - 1, REFUSED, found)
     return improved
@@ -110,7 +114,9 @@ def _canonical(space: Space, costs: Floats, start: Ints) -> Ints:
     return np.array(sorted(range(queries), key=lambda query: rows[query].tobytes()), dtype=np.int64)
 
 
-def _cheaper(space: Space, costs: Floats, choice: Ints, rng: np.random.Generator, deadline: Deadline) -> Ints:
+def _cheaper(
+    space: Space, costs: Floats, choice: Ints, work: float, rng: np.random.Generator, deadline: Deadline
+) -> Ints:
     """Lower the cost of a choice by other plans of the same worth."""
     queries = np.arange(len(choice))
     same = space.worth == space.worth[queries, choice][:, np.newaxis]
@@ -122,7 +128,7 @@ def _cheaper(space: Space, costs: Floats, choice: Ints, rng: np.random.Generator
     prices = np.zeros_like(space.prices)
     ties = np.zeros_like(space.ties)
     by_cost = replace(space, worth=saving / scale, prices=prices, ties=ties, scale=scale)
-    return _searched(by_cost, choice, float(by_cost.worth.max(axis=1).sum()), _COST_WORK, rng, deadline)
+    return _searched(by_cost, choice, float(by_cost.worth.max(axis=1).sum()), work, rng, deadline)
 
 
 def _searched(
