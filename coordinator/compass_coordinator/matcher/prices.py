@@ -219,7 +219,7 @@ def cooled(state: State, until: float, deadline: Deadline, *, or_few: bool = Fal
     """
     sparse = bool(state.patterns)
     cooling = _SPARSE_COOLING if sparse else _COOLING
-    state = _settled(state, _SPARSE_STEPS if sparse else _FIRST_STEPS)
+    state = _settled(state, _FIRST_STEPS)
     while state.temperature > until and not deadline.passed():
         state = _fixed(state)
         if or_few and state.few:
