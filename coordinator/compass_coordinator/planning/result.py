@@ -31,7 +31,8 @@ class FleetPlan:
     cost_usd_per_s: float
     """Of all served queries at their rates."""
     bound: float
-    """No set of plans could have a larger goodput, even if nobody ever waited."""
+    """No set of plans could have a larger goodput, even if nobody ever waited; in large fleets, of plans that
+    use at most two remote sites."""
     seconds: Mapping[str, float]
     """Stage -> time spent in it."""
     split: Mapping[str, tuple[PlanShare, ...]] = field(default_factory=dict)
