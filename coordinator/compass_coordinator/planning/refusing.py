@@ -72,7 +72,7 @@ class Refuser:
             detail = (
                 f"beside the queries served its fastest plan takes "
                 f"{1e3 * candidates.latency_p95_s[index, nearest]:.4g} ms against "
-                f"{1e3 * query.slo.latency_p95_s:.4g} ms, and {query.origin} is busy or others would be too slow"
+                f"{1e3 * query.slo.latency_p95_s:.4g} ms; {query.origin} or others are too busy"
             )
         binding = Binding.CAPACITY if total > 0 else Binding.LATENCY
         return Refusal(
