@@ -36,6 +36,8 @@ from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
 from compass_shared.splitting import part_name, whole_name
 
+_NO_PRICE = 1e-6
+"""Share of the goodput that a whole resource has to be worth to have a price; less is rounding."""
 _NOTHING: Mapping[str, PlanSpace | Refusal] = {}
 
 
@@ -155,7 +157,8 @@ def _match(
         exact = match_milp(values, demands, limits, costs, time_limit_s=time_limit_s)
         result = max(priced, exact, key=lambda found: (found.value, -found.cost))
         bound = min(priced.bound, exact.bound)
-    prices = dict(zip(resources, map(float, priced.prices), strict=True))
+    worth_naming = priced.prices * limits > _NO_PRICE * max(result.value, 1e-300)
+    prices = dict(zip(resources, map(float, np.where(worth_naming, priced.prices, 0.0)), strict=True))
     return _in_parts(problem, spaces, found, result, bound, prices)
 
 
