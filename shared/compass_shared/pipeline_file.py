@@ -23,7 +23,8 @@ FILE_NAME = "pipeline.toml"
 SCHEMA = 1
 RUNTIMES = ("python", "onnx", "tflite")
 METRIC_KINDS = ("mean",)
-MAX_CONFIGS = 10_000_000
+MAX_CONFIGS = 10**12
+"""Spaces that large are searched; whatever lists configs has a limit of its own."""
 
 _KNOB = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KNOB_TEXT = re.compile(r"[^\[\],;=\x00-\x1f\x7f]{1,200}")

@@ -8,7 +8,9 @@ import pytest
 
 from compass_coordinator.planning import plan_fleet, searched
 from compass_shared.check import check_plan
+from compass_shared.pipeline import variant_key
 from compass_shared.problem import Problem
+from compass_shared.profile import Accuracy
 from support.problems import FleetShape, random_problem, with_queries, with_slo
 
 
@@ -46,3 +48,52 @@ def test_searching_serves_about_what_enumerating_serves(monkeypatch: pytest.Monk
         assert check_plan(problem, plan.plans) == []
         assert set(plan.searched) == {query.name for query in problem.queries}
     assert sum(plan.goodput for plan in plans) >= 0.9 * enumerated
+
+
+def test_two_billion_configs_are_planned_from_their_table() -> None:
+    """Twelve operators of six variants: nothing may list the space, the fallback included."""
+    small = random_problem(2, FleetShape(variants=(6,) * 3, queries=1))
+    (pipeline,) = small.pipelines.values()
+    first = pipeline.operators[0]
+    operators = [
+        replace(first, name=f"op{at}", inputs=(f"op{at - 1}",) if at else first.inputs) for at in range(12)
+    ]
+    large = replace(pipeline, operators=tuple(operators), output="op11")
+    configs = [
+        {op.name: {"level": (at * (number + 1)) % 6} for number, op in enumerate(operators)}
+        for at in range(300)
+    ]
+    table = replace(
+        next(iter(small.accuracy.values())),
+        configs={
+            large.config_key(config): Accuracy(mean=0.5 + at / 1000, standard_error=0.0, count=9)
+            for at, config in enumerate(configs)
+        },
+    )
+    profiles = {
+        key: replace(
+            profile,
+            operators={
+                variant_key(op.name, knobs): replace(
+                    profile.operators[variant_key("op0", knobs)], variant=variant_key(op.name, knobs)
+                )
+                for op in operators
+                for knobs in op.variants()
+            },
+        )
+        for key, profile in small.profiles.items()
+    }
+    patient = with_slo(small.queries[0], latency_p95_s=60.0, cost_usd_per_1000=1e3, accuracy=0.6)
+    problem = replace(
+        with_queries(small, replace(patient, rate_hz=0.05)),
+        pipelines={large.name: large},
+        accuracy={large.name: table},
+        profiles=profiles,
+    )
+    assert large.config_count() == 6**12
+    plan = plan_fleet(problem)
+    assert check_plan(problem, plan.plans) == []
+    (name,) = plan.plans
+    found = plan.searched[name]
+    assert found.gap == 0, "a chain is searched to the proof"
+    assert set(plan.fallbacks[name].placement.values()) == {problem.queries[0].origin}

@@ -30,9 +30,15 @@ def add_parser(command: Command) -> None:
     parser.set_defaults(run=_accuracy)
 
 
+MAX_LISTED = 10_000_000
+
+
 def _accuracy(args: argparse.Namespace) -> int:
 
     pipeline = load_bundle(args.bundle).pipeline
+    if pipeline.config_count() > MAX_LISTED:
+        problem = f"{pipeline.config_count()} configs are too many to measure (at most {MAX_LISTED})"
+        raise ConfigError(problem, field="operators")
     configs = list(pipeline.configs())
     if args.config:
         by_key = {pipeline.config_key(config): config for config in configs}

@@ -11,7 +11,13 @@ from pathlib import Path
 import msgspec
 
 from compass_coordinator.commands.files import add_accuracy_z, load_planned
-from compass_coordinator.commands.plan_text import explanation_text, plan_text, provision_text, unserved_text
+from compass_coordinator.commands.plan_text import (
+    explanation_text,
+    plan_text,
+    provision_text,
+    served_in_part,
+    unserved_text,
+)
 from compass_coordinator.commands.progress import busy_with
 from compass_coordinator.measurements import load_measurements
 from compass_coordinator.plan_document import describe_plan
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         with busy_with(f"looking at what else there is for {args.explain}"):
             explanation = explain_choice(problem, plan, args.explain, policy)
     _show(args, problem, plan, explanation, provided)
-    if args.objective == "cost" and plan.refusals:
+    if args.objective == "cost" and (plan.refusals or served_in_part(plan)):
         return EXIT_UNSERVED
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -75,8 +76,18 @@ def total_line(problem: Problem, plan: FleetPlan) -> str:
     )
 
 
+def served_in_part(plan: FleetPlan) -> dict[str, float]:
+    """Query -> fraction of its requests that is served, of those that are split and not served whole."""
+    totals = {name: math.fsum(share.fraction for share in shares) for name, shares in plan.split.items()}
+    return {name: total for name, total in totals.items() if total < 1 - 1e-9}
+
+
 def unserved_text(problem: Problem, plan: FleetPlan) -> list[str]:
     """What it costs to serve everything, or which queries stand in the way."""
+    partly = served_in_part(plan)
+    if not plan.refusals and partly:
+        listed = ", ".join(f"{name} ({100 * part:.3g}%)" for name, part in list(partly.items())[:_REASONS])
+        return [f"not everything can be served: {len(partly):,} queries are served in part: {listed}"]
     if not plan.refusals:
         return [f"everything is served for {3600 * plan.cost_usd_per_s:.4f} USD an hour"]
     refused = [query.name for query in problem.queries if query.name in plan.refusals]

@@ -137,6 +137,10 @@ def checked_divisible(divisible: ArrayLike | None, queries: int) -> Bools | None
     return array if array.any() else None
 
 
+_HIGHEST_PRICE = 1e150
+"""Of those to start from: what such a price is multiplied with must not overflow."""
+
+
 def checked_prices(prices: ArrayLike, problem: MatchProblem | SparseProblem) -> Floats:
     """Prices to start from.
 
@@ -148,7 +152,7 @@ def checked_prices(prices: ArrayLike, problem: MatchProblem | SparseProblem) -> 
         raise PlanningError(
             f"warm_prices have shape {array.shape}; capacities have {problem.capacities.shape}"
         )
-    _require(np.isfinite(array) & (array >= 0), "warm_prices must be finite and >= 0")
+    _require((array >= 0) & (array <= _HIGHEST_PRICE), f"warm_prices must be in 0..{_HIGHEST_PRICE:g}")
     return array
 
 

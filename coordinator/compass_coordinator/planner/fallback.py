@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from compass_coordinator.estimator import estimate, waits_joining
 from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.policy import device_only
+from compass_coordinator.planner.search import Budget, search_plan
 from compass_shared.errors import ProfileError
+from compass_shared.evaluate import pipeline_of
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem
 from compass_shared.query import Query
+
+MAX_CONFIGS = 100_000
+"""Configs up to which all are looked at."""
 
 
 def best_local_plan(problem: Problem, query: Query) -> Plan:
@@ -21,6 +28,8 @@ def best_local_plan(problem: Problem, query: Query) -> Plan:
     Raises:
         ProfileError: If nothing was measured at the origin, so that there is nothing to choose by.
     """
+    if pipeline_of(problem, query).config_count() > MAX_CONFIGS:
+        return _found(problem, query)
     space = build_space(problem, query, device_only(problem, query))
     space = space.take(np.flatnonzero(np.isfinite(space.accuracy) & np.isfinite(space.cost_usd)))
     if not len(space):
@@ -44,3 +53,12 @@ def best_local_plan(problem: Problem, query: Query) -> Plan:
         order = np.lexsort((-at_load.accuracy, work_s, at_load.latency_p95_s))
     row = int(order[0])
     return space.plan(row, at_load.row(row))
+
+
+def _found(problem: Problem, query: Query) -> Plan:
+    """The best of so many configs that listing them would take longer than searching."""
+    alone = replace(problem, reachable={**problem.reachable, query.name: ()}, loads={})
+    found = search_plan(alone, query, budget=Budget(evaluations=MAX_CONFIGS))
+    if found.plan is None:
+        raise ProfileError(f"query {query.name!r}: {found.reason or 'nothing was measured at its origin'}")
+    return found.plan

@@ -227,8 +227,13 @@ class _Provisioner:
             running_usd_per_hour=running_usd,
             goodput=plan.goodput / self._total() if self._total() > 0 else 1.0,
             bound_usd_per_hour=min(found.bound, units_usd + running_usd),
-            plan=plan,
+            plan=replace(plan, seconds=_added(self.watch.seconds, plan.seconds)),
         )
 
     def _named(self, counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count} units of {name}" for name, count in counts.items())
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, of finding units and of planning on them."""
+    return {stage: one.get(stage, 0.0) + other.get(stage, 0.0) for stage in {**one, **other}}

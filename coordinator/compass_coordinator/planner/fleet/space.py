@@ -16,10 +16,12 @@ from compass_coordinator.planner.fleet.grouping import Group, group_instances
 from compass_coordinator.planner.fleet.pricing import Best, Directions, Search
 from compass_coordinator.planner.fleet.tables import TIERS, FleetTables
 from compass_coordinator.planner.templates import Kind, Templates, build_templates, templates_key
+from compass_shared.errors import PlanningError
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.site import Tier
 
 MEMORY_BYTES = 2 << 30
+MAX_CONFIGS = 4_000_000
 MOST_INSTANCES = 32768
 """Searched together: more share the overhead, but their bounds leave the cache."""
 
@@ -57,6 +59,11 @@ class TemplateCache:
             kinds: Of the roles.
         """
         described, accuracy = problem.pipelines[pipeline], problem.accuracy[pipeline]
+        if described.config_count() > MAX_CONFIGS:
+            raise PlanningError(
+                f"pipeline {pipeline!r} has {described.config_count()} configs, too many for templates "
+                f"({MAX_CONFIGS}); such pipelines are searched in fleets of few queries"
+            )
         key = templates_key(described, accuracy, kinds, None)
         if key not in self._known:
             built = build_templates(described, accuracy, kinds)
