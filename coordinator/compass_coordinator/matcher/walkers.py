@@ -206,7 +206,7 @@ class _Walkers:
         """Move every walker; the best choice next to one of them, if it seems to fit and is worth more."""
         room = self._own + (self._space.limits - self._usage).astype(np.float32)[:, :, np.newaxis]
         np.maximum(self._amounts, room[:, np.newaxis], out=self._raised)
-        # All factors are finite; some BLAS kernels read past the end of a row and raise flags for what is there.
+        # All factors are finite; some BLAS kernels read past the end of a row and raise flags for that.
         with np.errstate(invalid="ignore", over="ignore"):
             np.matmul(self._weights[:, np.newaxis, np.newaxis], self._raised, out=self._charged)
             uncharged = np.matmul(self._weights[:, np.newaxis], room)
