@@ -153,6 +153,13 @@ def test_a_higher_cap_never_serves_less(problem: Problem, name: str) -> None:
     assert _value(roomier) >= _value(problem) - 1e-9
 
 
+@given(problems(max_operators=2, max_variants=2), st.sampled_from(["edge-0", "cloud-0"]))
+@settings(max_examples=25)
+def test_a_further_site_never_serves_less(problem: Problem, name: str) -> None:
+    sites = {other: site for other, site in problem.sites.items() if other != name}
+    assert _value(problem) >= _value(replace(problem, sites=sites)) - 1e-9
+
+
 @given(problems(max_operators=3))
 @settings(max_examples=60)
 def test_advice_taken_at_its_word_admits_a_plan(problem: Problem) -> None:

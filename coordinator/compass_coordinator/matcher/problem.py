@@ -152,7 +152,9 @@ def checked_prices(prices: ArrayLike, problem: MatchProblem | SparseProblem) -> 
         raise PlanningError(
             f"warm_prices have shape {array.shape}; capacities have {problem.capacities.shape}"
         )
-    _require((array >= 0) & (array <= _HIGHEST_PRICE), f"warm_prices must be in 0..{_HIGHEST_PRICE:g}")
+    _require(
+        (array >= 0) & (array <= _HIGHEST_PRICE), f"warm_prices must be finite and in 0..{_HIGHEST_PRICE:g}"
+    )
     return array
 
 
