@@ -8,7 +8,7 @@ more accurate stays, then the faster. It serves fleets of a few sites and is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,36 @@ class Candidates:
     def plan(self, row: int) -> Plan:
         """One candidate with its estimate."""
         return self.space.plan(row, self.estimates.row(row))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stacked:
+    """Candidates of several queries as the arrays that a matcher takes."""
+
+    resources: tuple[str, ...]
+    values: Floats
+    """(queries, plans) the query's weight, -inf where there is no plan."""
+    costs: Floats
+    """(queries, plans) USD per second."""
+    demands: Floats
+    """(queries, plans, resources)."""
+
+
+def stacked(found: Sequence[Candidates | None]) -> Stacked:
+    """Lay candidates out side by side; None stands for a query without any."""
+    present = [candidates for candidates in found if candidates is not None]
+    resources = tuple(sorted({resource for candidates in present for resource in candidates.resources}))
+    shape = len(found), max((len(candidates) for candidates in present), default=0)
+    values, costs = np.full(shape, -np.inf), np.zeros(shape)
+    demands = np.zeros((*shape, len(resources)))
+    for at, candidates in enumerate(found):
+        if candidates is not None:
+            plans = slice(len(candidates))
+            values[at, plans] = candidates.query.weight
+            costs[at, plans] = candidates.cost_usd_per_s
+            columns = [resources.index(resource) for resource in candidates.resources]
+            demands[at, plans, columns] = candidates.demand.T
+    return Stacked(resources=resources, values=values, costs=costs, demands=demands)
 
 
 def find_candidates(problem: Problem, query: Query, policy: Policy = anywhere) -> Candidates | Refusal:

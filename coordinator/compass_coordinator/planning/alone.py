@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compass_coordinator.estimator import Estimates, Floats, Indices
+from compass_coordinator.planner.brute_force import serving
 from compass_coordinator.planner.fleet.coefficients import coefficients_of
 from compass_coordinator.planner.fleet.evaluate import evaluate_block
 from compass_coordinator.planner.fleet.space import FleetSpace
@@ -86,14 +87,8 @@ def why_none(space: FleetSpace, query: int) -> Refusal | None:
         return Refusal(query=asked.name, binding=Binding.PROFILE, detail=detail)
     estimates = plans.estimates()
     capacities = space.problem.capacities()
-    limits = np.array([capacities[name] for name in estimates.resources])
-    serves = (
-        (estimates.latency_p95_s <= asked.slo.latency_p95_s)
-        & (estimates.accuracy >= asked.slo.accuracy)
-        & (estimates.cost_usd_per_1000 <= asked.slo.cost_usd_per_1000)
-        & (estimates.demand <= limits).all(axis=1)
-    )
-    return None if serves.any() else explain(plans, estimates, asked, capacities)
+    serves = serving(estimates, asked, capacities).size > 0
+    return None if serves else explain(plans, estimates, asked, capacities)
 
 
 def _joined(arrays: list[Floats]) -> Floats:

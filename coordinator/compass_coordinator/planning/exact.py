@@ -22,7 +22,7 @@ import numpy as np
 from compass_coordinator.estimator import PlanSpace, estimate, waits_at
 from compass_coordinator.matcher import REFUSED, MatchResult, match, match_milp
 from compass_coordinator.plan_space import build_space
-from compass_coordinator.planner.brute_force import Candidates, candidates_within, serving
+from compass_coordinator.planner.brute_force import Candidates, candidates_within, serving, stacked
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
 from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
@@ -138,18 +138,9 @@ def _match(
     """Choose among the plans that hold when visits meet these loads."""
     capacities = problem.capacities()
     found = [candidates_within(problem, query, space, loads) for query, space in spaces.values()]
-    resources = sorted({resource for candidates in found for resource in candidates.resources})
-    shape = len(found), max((len(candidates) for candidates in found), default=0)
-    values = np.full(shape, -np.inf)
-    costs = np.zeros(shape)
-    demands = np.zeros((*shape, len(resources)))
-    for at, candidates in enumerate(found):
-        plans = slice(len(candidates))
-        values[at, plans] = candidates.query.weight
-        costs[at, plans] = candidates.cost_usd_per_s
-        columns = [resources.index(resource) for resource in candidates.resources]
-        demands[at, plans, columns] = candidates.demand.T
-    limits = np.array([capacities[resource] for resource in resources])
+    arrays = stacked(found)
+    values, demands, costs = arrays.values, arrays.demands, arrays.costs
+    limits = np.array([capacities[resource] for resource in arrays.resources])
     divisible = np.array([candidates.query.divisible for candidates in found], dtype=np.bool_)
     priced = match(values, demands, limits, costs, divisible=divisible)
     result, bound = priced, priced.bound
@@ -158,7 +149,7 @@ def _match(
         result = max(priced, exact, key=lambda found: (found.value, -found.cost))
         bound = min(priced.bound, exact.bound)
     worth_naming = priced.prices * limits > _NO_PRICE * max(result.value, 1e-300)
-    prices = dict(zip(resources, map(float, np.where(worth_naming, priced.prices, 0.0)), strict=True))
+    prices = dict(zip(arrays.resources, map(float, np.where(worth_naming, priced.prices, 0.0)), strict=True))
     return _in_parts(problem, spaces, found, result, bound, prices)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compass_coordinator.estimator import Floats, Indices, PlanSpace, estimate, waits_at
-from compass_coordinator.planner.brute_force import Candidates, serving
+from compass_coordinator.planner.brute_force import Candidates, serving, stacked
 from compass_coordinator.planner.dominance import undominated
 from compass_coordinator.planner.fleet.candidates import FleetCandidates
 from compass_coordinator.planning.settling import Spaces
@@ -86,32 +86,24 @@ def offers_of_spaces(
         loads: To evaluate waiting at.
         limited: Sites whose variants are items.
     """
-    resources = sorted({resource for _, space in spaces.values() for resource in space.resources})
     number: dict[tuple[str, str, str], int] = {}
     found = {
         query.name: _by_items(problem, query, space, loads, limited, number)
         for query, space in spaces.values()
     }
-    shape = len(problem.queries), max((len(candidates) for candidates, _ in found.values()), default=0)
-    width = max((len(space.pipeline.operators) for _, space in spaces.values()), default=0)
-    values, costs = np.full(shape, -np.inf), np.zeros(shape)
-    demands = np.zeros((*shape, len(resources)))
-    uses = np.full((*shape, width), -1, dtype=np.int64)
+    arrays = stacked([found[query.name][0] if query.name in found else None for query in problem.queries])
+    width = max((used.shape[1] for _, used in found.values()), default=0)
+    uses = np.full((*arrays.values.shape, width), -1, dtype=np.int64)
     for at, query in enumerate(problem.queries):
         if query.name in found:
-            candidates, used = found[query.name]
-            plans = slice(len(candidates))
-            values[at, plans] = query.weight
-            costs[at, plans] = candidates.cost_usd_per_s
-            columns = [resources.index(resource) for resource in candidates.resources]
-            demands[at, plans, columns] = candidates.demand.T
-            uses[at, plans, : used.shape[1]] = used
+            used = found[query.name][1]
+            uses[at, : used.shape[0], : used.shape[1]] = used
     order = {resource: at for at, resource in enumerate(problem.capacities())}
     return Offers(
-        values=values,
-        costs=costs,
-        demands=demands,
-        columns=np.array([order[resource] for resource in resources], dtype=np.int64),
+        values=arrays.values,
+        costs=arrays.costs,
+        demands=arrays.demands,
+        columns=np.array([order[resource] for resource in arrays.resources], dtype=np.int64),
         uses=uses,
         items=tuple(number),
     )
