@@ -10,7 +10,7 @@ import numpy as np
 from compass_coordinator.estimator import Floats, Indices, PlanSpace, estimate, waits_at
 from compass_coordinator.planner.brute_force import Candidates, serving, stacked
 from compass_coordinator.planner.dominance import undominated
-from compass_coordinator.planner.fleet.candidates import FleetCandidates
+from compass_coordinator.planner.fleet.candidates import FleetCandidates, can_run_out
 from compass_coordinator.planning.settling import Spaces
 from compass_shared.errors import PlanningError
 from compass_shared.pipeline import variant_key
@@ -150,19 +150,14 @@ def _items(
 
 def _short(sets: Sequence[FleetCandidates]) -> Indices:
     """Resources that could run out if every query took its thirstiest plan of all sets."""
-    capacities = sets[0].capacities
-    keys, amounts = [], []
-    for found in sets:
-        query, plan, entry = np.nonzero(found.demands.amounts)
-        resource = found.demands.resources[query, plan, entry].astype(np.int64)
-        keys.append(query * len(capacities) + resource)
-        amounts.append(found.demands.amounts[query, plan, entry])
-    key, amount = np.concatenate(keys), np.concatenate(amounts)
-    pairs, which = np.unique(key, return_inverse=True)
-    most = np.zeros(len(pairs))
-    np.maximum.at(most, which, amount)
-    needed = np.bincount(pairs % len(capacities), weights=most, minlength=len(capacities))
-    return np.flatnonzero(needed > capacities)
+    entries = [np.nonzero(found.demands.amounts) for found in sets]
+    listed = list(zip(sets, entries, strict=True))
+    return can_run_out(
+        np.concatenate([entry[0] for entry in entries]),
+        np.concatenate([found.demands.resources[entry] for found, entry in listed]).astype(np.int64),
+        np.concatenate([found.demands.amounts[entry] for found, entry in listed]),
+        sets[0].capacities,
+    )
 
 
 def _dense(found: FleetCandidates, columns: Indices) -> Floats:

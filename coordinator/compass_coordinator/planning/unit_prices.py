@@ -96,17 +96,6 @@ class UnitPrices:
         return float((self.constants + self.slopes @ counts).max())
 
 
-def bound_at(need: Need, prices: Floats, value_price: float) -> float:
-    """USD per hour that no provision undercuts, by the formula above."""
-    parts = _chosen(need, prices, value_price)
-    constant = float(
-        parts.running.sum() + parts.demand.sum(axis=0) @ prices - parts.value.sum() * value_price
-    )
-    slope = need.unit_price - need.unit_capacity @ prices
-    units = np.minimum(slope * need.minimum, slope * need.maximum).sum()
-    return float(units + constant - prices @ need.capacities + value_price * need.target)
-
-
 def find_prices(need: Need) -> UnitPrices:
     """Maximise the bound; the target has to be within reach of all units together. Deterministic."""
     return _CuttingPlanes(need).run()

@@ -276,6 +276,23 @@ def _assembled(space: FleetSpace, group: Indices, instance: Indices, row: Indice
     )
 
 
+def can_run_out(query: Indices, resource: Indices, amount: Floats, capacities: Floats) -> Indices:
+    """Resources that could run out if every query took what it can ask for at most of each.
+
+    Args:
+        query: (entries,) who asks.
+        resource: (entries,) for what.
+        amount: (entries,) how much, by some plan.
+        capacities: (resources,).
+    """
+    key = query * len(capacities) + resource
+    order = np.argsort(key)
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    most = np.maximum.reduceat(amount[order], starts) if starts.size else amount
+    needed = np.bincount(resource[order][starts], weights=most, minlength=len(capacities))
+    return np.flatnonzero(needed > capacities)
+
+
 def _scarce(
     values: Floats, demands: SparseDemands, capacities: Floats
 ) -> tuple[SparseDemands, Floats, Indices]:
@@ -283,13 +300,7 @@ def _scarce(
     query, candidate, _ = np.nonzero(present)
     resource = demands.resources[present].astype(np.int64)
     amount = demands.amounts[present]
-    # The most that each query asks of each resource, then the sum over queries.
-    key = query * len(capacities) + resource
-    order = np.argsort(key)
-    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
-    most = np.maximum.reduceat(amount[order], starts) if starts.size else amount
-    needed = np.bincount(resource[order][starts], weights=most, minlength=len(capacities))
-    kept = np.flatnonzero(needed > capacities)
+    kept = can_run_out(query, resource, amount, capacities)
     number = np.full(len(capacities), NONE)
     number[kept] = np.arange(len(kept))
     counts = number[resource] != NONE
