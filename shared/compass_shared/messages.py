@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from compass_shared.plan import Assignment, Epoch
-from compass_shared.profile import SiteProfile
+from compass_shared.profile import OperatorProfile, SiteProfile
 from compass_shared.query import Query
 from compass_shared.site import Prices, Tier
 
@@ -127,6 +127,36 @@ class ProfileMessage:
     links: tuple[LinkReport, ...] = ()
 
 
+MAX_PROBES = 256
+"""Most variants that one probe message may name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeMessage:
+    """Variants that the coordinator wants measured; the answer is the whole profile, these included."""
+
+    pipeline: str
+    digest: str
+    """Digest of the pipeline that is meant; another one's variants are not measured."""
+    variants: tuple[str, ...]
+    """Keys from ``pipeline.variant_key``, the most wanted first; at most ``MAX_PROBES``."""
+    epoch: int
+    """Coordinator epoch; an agent that knows a higher one ignores this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedMessage:
+    """How long operators took while they served, since the last message; nothing of what they worked on."""
+
+    session: int
+    pipeline: str
+    digest: str
+    operators: Mapping[str, OperatorProfile]
+    """Variant key -> what its runs took here and gave out, for those that ran; without memory and class."""
+    over_s: float
+    """Time that this covers, until now."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryMessage:
     """A query, written by its origin or in its name."""
@@ -208,6 +238,8 @@ Message: TypeAlias = (
     | HelloMessage
     | TelemetryMessage
     | ProfileMessage
+    | ProbeMessage
+    | ServedMessage
     | QueryMessage
     | AssignmentMessage
     | ShareMessage

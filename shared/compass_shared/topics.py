@@ -21,6 +21,8 @@ class Kind(Enum):
     HELLO = "hello"
     TELEMETRY = "telemetry"
     PROFILE = "profile"
+    PROBE = "probes"
+    SERVED = "served"
     ACK = "acks"
     QUERY = "queries"
     ASSIGNMENT = "assignments"
@@ -29,7 +31,8 @@ class Kind(Enum):
     COORDINATOR = "coordinator"
 
 
-_PER_AGENT = {Kind.STATUS, Kind.HELLO, Kind.TELEMETRY, Kind.PROFILE, Kind.ACK}
+_FROM_AGENT = {Kind.STATUS, Kind.HELLO, Kind.TELEMETRY, Kind.PROFILE, Kind.SERVED, Kind.ACK}
+_PER_AGENT = {*_FROM_AGENT, Kind.PROBE}
 _PER_QUERY = {Kind.QUERY, Kind.ASSIGNMENT, Kind.SHARE}
 
 
@@ -66,7 +69,7 @@ class Topics:
         checked_name(self.fleet, "fleet")
 
     def agent(self, kind: Kind, agent: str) -> str:
-        """Topic of an agent's own message: status, hello, telemetry, profile, acks."""
+        """Topic of one agent as a whole: status, hello, telemetry, profile, probes, served, acks."""
         if kind not in _PER_AGENT:
             raise ValueError(f"{kind} is not a topic of one agent")
         return str(Topic(fleet=self.fleet, kind=kind, agent=checked_name(agent, "agent")))
@@ -94,6 +97,7 @@ class Topics:
         return (
             f"{base}/agents/{agent}/assignments/+",
             f"{base}/agents/{agent}/shares/+",
+            f"{base}/agents/{agent}/probes",
             f"{base}/pipelines/+",
             self.coordinator,
         )
@@ -101,7 +105,7 @@ class Topics:
     def for_coordinator(self) -> tuple[str, ...]:
         """Filters a coordinator subscribes to; it reads its own retained decisions too."""
         base = f"{_ROOT}/{self.fleet}"
-        own = [f"{base}/agents/+/{kind.value}" for kind in sorted(_PER_AGENT, key=lambda kind: kind.value)]
+        own = [f"{base}/agents/+/{kind.value}" for kind in sorted(_FROM_AGENT, key=lambda kind: kind.value)]
         each = [f"{base}/agents/+/{kind.value}/+" for kind in sorted(_PER_QUERY, key=lambda kind: kind.value)]
         return (*own, *each, self.coordinator)
 

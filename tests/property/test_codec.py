@@ -22,6 +22,8 @@ TYPES: dict[Kind, type[messages.Message]] = {
     Kind.HELLO: messages.HelloMessage,
     Kind.TELEMETRY: messages.TelemetryMessage,
     Kind.PROFILE: messages.ProfileMessage,
+    Kind.PROBE: messages.ProbeMessage,
+    Kind.SERVED: messages.ServedMessage,
     Kind.ACK: messages.AckMessage,
     Kind.QUERY: messages.QueryMessage,
     Kind.ASSIGNMENT: messages.AssignmentMessage,

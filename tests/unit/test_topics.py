@@ -7,7 +7,8 @@ from compass_shared.topic_tree import matches
 from compass_shared.topics import Kind, Topic, Topics, parse
 
 TOPICS = Topics("demo")
-OF_AN_AGENT = [Kind.STATUS, Kind.HELLO, Kind.TELEMETRY, Kind.PROFILE, Kind.ACK]
+FROM_AN_AGENT = [Kind.STATUS, Kind.HELLO, Kind.TELEMETRY, Kind.PROFILE, Kind.SERVED, Kind.ACK]
+OF_AN_AGENT = [*FROM_AN_AGENT, Kind.PROBE]
 OF_A_QUERY = [Kind.QUERY, Kind.ASSIGNMENT, Kind.SHARE]
 
 
@@ -85,16 +86,19 @@ def test_an_agent_hears_its_own_orders_and_nobody_elses() -> None:
 
     assert heard(TOPICS.query(Kind.ASSIGNMENT, "a1", "q"))
     assert heard(TOPICS.query(Kind.SHARE, "a1", "q"))
+    assert heard(TOPICS.agent(Kind.PROBE, "a1"))
     assert heard(TOPICS.pipeline("p"))
     assert heard(TOPICS.coordinator)
     assert not heard(TOPICS.query(Kind.ASSIGNMENT, "a2", "q"))
+    assert not heard(TOPICS.agent(Kind.PROBE, "a2"))
     assert not heard(TOPICS.query(Kind.QUERY, "a1", "q"))
     assert not heard(Topics("other").query(Kind.ASSIGNMENT, "a1", "q"))
 
 
 def test_a_coordinator_hears_everything_of_its_fleet_once() -> None:
-    topics = [TOPICS.agent(kind, "a1") for kind in OF_AN_AGENT]
+    topics = [TOPICS.agent(kind, "a1") for kind in FROM_AN_AGENT]
     topics += [TOPICS.query(kind, "a1", "q") for kind in OF_A_QUERY]
     for topic in [*topics, TOPICS.coordinator]:
         assert sum(matches(pattern, topic) for pattern in TOPICS.for_coordinator()) == 1
         assert not any(matches(pattern, topic) for pattern in Topics("other").for_coordinator())
+    assert not any(matches(p, TOPICS.agent(Kind.PROBE, "a1")) for p in TOPICS.for_coordinator())
