@@ -6,26 +6,29 @@ sites of a fleet file name their kind and differ from it by slowdowns.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from compass_shared.errors import ProfileError
-from compass_shared.figures import NotNegative, Number, Positive
+from compass_shared.figures import NotNegative, Positive
 from compass_shared.files import write_atomically
 from compass_shared.problem import Z95, Problem
-from compass_shared.profile import OperatorProfile, SiteProfile
+from compass_shared.profile import OperatorProfile, Provenance, SiteProfile
 from compass_shared.site import Link
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Calls = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""Serving counts them for months."""
 
 
-class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One operator variant: time of one call and size of what it returns."""
 
     mean_s: NotNegative
@@ -35,7 +38,7 @@ class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Variance over inputs and repeats: the square of the standard deviation."""
     p95_s: NotNegative | None = None
     """For people to read; None: of a normal distribution with this mean and variance."""
-    count: Number = 0
+    count: Calls = 0
     """Measured calls; 0 for figures that nobody measured."""
     output_var_bytes2: NotNegative = 0.0
     speed_class: str = ""
@@ -44,6 +47,10 @@ class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Room that the variant takes at a site, however many queries use it."""
     variant: str = ""
     """The key again, as agents write it."""
+    mean_interval_s: tuple[NotNegative, NotNegative] | None = None
+    """Low and high of the mean, where it is known how far it may be off."""
+    p95_interval_s: tuple[NotNegative, NotNegative] | None = None
+    """Low and high of the quantile."""
 
     def profile(self, variant: str, speed_class: str) -> OperatorProfile:
         """The same as planners take it.
@@ -62,10 +69,12 @@ class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             output_var_bytes2=self.output_var_bytes2,
             speed_class=self.speed_class or speed_class,
             memory_bytes=self.memory_bytes,
+            mean_interval_s=self.mean_interval_s,
+            p95_interval_s=self.p95_interval_s,
         )
 
 
-class KindWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KindWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Work of one pipeline at sites of one kind."""
 
     kind: Text
@@ -78,9 +87,11 @@ class KindWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_var_bytes2: NotNegative = 0.0
     digest: str = ""
     """Of the pipeline that was measured; empty: not checked."""
+    provenance: Provenance | None = None
+    """What it was measured with."""
 
 
-class SiteWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SiteWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Work of one pipeline at one site."""
 
     site: Text
@@ -95,9 +106,17 @@ class SiteWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slowdowns: dict[str, Positive] = {}
     """Speed class -> time here over the times above."""
     overhead_s: NotNegative = 0.0
+    provenance: Provenance | None = None
+    """What it was measured with."""
+
+    @classmethod
+    def of(cls, profile: SiteProfile) -> SiteWork:
+        """The same as files have it."""
+        operators = {key: VariantWork(**_fields(found)) for key, found in profile.operators.items()}
+        return cls(**{**_fields(profile), "operators": operators, "slowdowns": dict(profile.slowdowns)})
 
 
-class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One direction of the way between two sites."""
 
     source: Text
@@ -114,7 +133,9 @@ class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return Link(**msgspec.structs.asdict(self))
 
 
-class MeasurementsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MeasurementsDocument(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The whole file."""
 
     schema: int
@@ -127,24 +148,24 @@ class MeasurementsDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     kinds: tuple[KindWork, ...] = ()
 
 
-class _Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written: the same fields, straight from the types of a problem."""
-
-    schema: int
-    kind: str
-    sites: tuple[SiteProfile, ...]
-    links: tuple[Link, ...]
-
-
 def save_measurements(path: Path, problem: Problem) -> None:
     """Write what a problem's sites and links measured, all of it or nothing."""
-    document = _Saved(
+    document = MeasurementsDocument(
         schema=SCHEMA,
         kind="measurements",
-        sites=tuple(problem.profiles.values()),
-        links=tuple(problem.links.values()),
+        sites=tuple(SiteWork.of(profile) for profile in problem.profiles.values()),
+        links=tuple(LinkFigures(**_fields(link)) for link in problem.links.values()),
     )
+    save_document(path, document)
+
+
+def save_document(path: Path, document: MeasurementsDocument) -> None:
+    """Write measurements, all of them or nothing; fields at their defaults stay away."""
     write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+
+
+def _fields(value: OperatorProfile | SiteProfile | Link) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def load_measurements(path: Path) -> MeasurementsDocument:
@@ -163,7 +184,18 @@ def load_measurements(path: Path) -> MeasurementsDocument:
         raise ProfileError(f"{path}: {error}") from error
     if document.schema != SCHEMA or document.kind != "measurements":
         raise ProfileError(f"{path}: expected measurements of schema {SCHEMA}")
+    _check_intervals(document, path)
     return document
+
+
+def _check_intervals(document: MeasurementsDocument, path: Path) -> None:
+    works: tuple[SiteWork | KindWork, ...] = (*document.sites, *document.kinds)
+    for work in works:
+        for key, found in work.operators.items():
+            for low, high in filter(None, (found.mean_interval_s, found.p95_interval_s)):
+                if low > high:
+                    problem = f"an interval from {low} to {high} holds nothing"
+                    raise ProfileError(f"{path}: [operators.{key}]: {problem}")
 
 
 def operators_of(

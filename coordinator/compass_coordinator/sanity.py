@@ -44,6 +44,8 @@ def _amounts(profile: SiteProfile) -> Iterator[tuple[str, float]]:
         yield f"{variant}.p95_s", found.p95_s
         yield f"{variant}.output_mean_bytes", found.output_mean_bytes
         yield f"{variant}.output_var_bytes2", found.output_var_bytes2
+        yield from ((f"{variant}.mean_interval_s", end) for end in found.mean_interval_s or ())
+        yield from ((f"{variant}.p95_interval_s", end) for end in found.p95_interval_s or ())
 
 
 def _link_problem(link: LinkReport) -> str | None:

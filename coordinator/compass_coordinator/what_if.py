@@ -15,6 +15,7 @@ from compass_shared.fleet_sites import DescribedSite
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.problem import Problem
 from compass_shared.profile import AccuracyTable, OperatorProfile, SiteProfile
+from compass_shared.profile_file import check_models
 from compass_shared.site import Site, Tier
 
 
@@ -116,6 +117,7 @@ class _Kind:
             request_var_bytes2=self.work.request_var_bytes2,
             slowdowns=self._slowed(described.slowdowns),
             overhead_s=described.overhead_s,
+            provenance=self.work.provenance,
         )
 
     def _slowed(self, given: Mapping[str, float]) -> dict[str, float]:
@@ -138,12 +140,15 @@ def _measured_at(work: SiteWork, pipeline: Pipeline, operators: Mapping[str, Ope
         emulated=work.emulated,
         slowdowns=work.slowdowns,
         overhead_s=work.overhead_s,
+        provenance=work.provenance,
     )
 
 
 def _check_work(
     work: KindWork | SiteWork, owner: str, pipeline: Pipeline, variants: Mapping[str, str]
 ) -> None:
+    if work.provenance is not None:
+        check_models(work.provenance.models, pipeline, source=f"{owner}, pipeline {pipeline.name!r}")
     if work.digest and work.digest != pipeline.digest:
         raise ProfileError(
             f"{owner} measured {pipeline.name!r} {work.digest[:12]}, "

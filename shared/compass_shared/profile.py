@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+CONFIDENCE = 0.95
+"""What intervals hold with, where a file says nothing else."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorProfile:
@@ -25,6 +28,10 @@ class OperatorProfile:
     """What scales alike from machine to machine (runtime, precision, bound by memory or arithmetic)."""
     memory_bytes: float = 0.0
     """What a site needs to hold the variant, however many queries use it."""
+    mean_interval_s: tuple[float, float] | None = None
+    """Low and high of the mean, where it is known how far it may be off."""
+    p95_interval_s: tuple[float, float] | None = None
+    """Low and high of the quantile."""
 
     def scaled(self, slowdown: float, overhead_s: float) -> OperatorProfile:
         """The same on a machine that takes ``slowdown`` times as long, plus a constant a call."""
@@ -33,7 +40,38 @@ class OperatorProfile:
             mean_s=slowdown * self.mean_s + overhead_s,
             var_s2=slowdown**2 * self.var_s2,
             p95_s=slowdown * self.p95_s + overhead_s,
+            mean_interval_s=_scaled(self.mean_interval_s, slowdown, overhead_s),
+            p95_interval_s=_scaled(self.p95_interval_s, slowdown, overhead_s),
         )
+
+
+def _scaled(
+    interval: tuple[float, float] | None, slowdown: float, overhead_s: float
+) -> tuple[float, float] | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return slowdown * low + overhead_s, slowdown * high + overhead_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a site's figures were measured with; a text that is not known stays empty."""
+
+    device: str = ""
+    """The machine, in words: processor, cores, threads a call."""
+    date: str = ""
+    """Day of the measurement, ``2026-11-23``."""
+    compass: str = ""
+    """Version of Compass."""
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    """Runtime -> name and version of the library behind it."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Model -> SHA-256 of the file that ran."""
+    confidence: float = CONFIDENCE
+    """What the intervals hold with."""
+    sources: tuple[str, ...] = ()
+    """The files that were merged, if any were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +97,8 @@ class SiteProfile:
     """Speed class -> time here over time where it was measured; classes that are not listed take as long."""
     overhead_s: float = 0.0
     """Constant time of every operator call here."""
+    provenance: Provenance | None = None
+    """What it was measured with, where that was written down."""
 
     def measured(self, variant: str) -> OperatorProfile | None:
         """A variant's figures at this site, None if it was not measured."""
@@ -75,7 +115,15 @@ class Accuracy:
 
     mean: float
     standard_error: float
+    """Of the mean; for a prediction its own standard deviation."""
     count: int
+    """Inputs that were measured; 0 only for a prediction."""
+    low: float | None = None
+    """Lower end of an interval around the mean, at the table's confidence."""
+    high: float | None = None
+    """Its upper end; there are both or neither."""
+    predicted: bool = False
+    """Whether the mean was inferred from other configs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +135,10 @@ class AccuracyTable:
     split: str
     configs: Mapping[str, Accuracy]
     """Config key -> accuracy."""
+    confidence: float = CONFIDENCE
+    """What each config's interval holds with."""
+    inputs: int = 0
+    """Inputs in the split, measured or not; 0 where nobody wrote it down."""
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 

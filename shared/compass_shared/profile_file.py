@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from compass_shared.errors import ProfileError
+from compass_shared.figures import Number, Share
 from compass_shared.files import write_atomically
 from compass_shared.pipeline import Pipeline
-from compass_shared.profile import Accuracy, AccuracyTable
+from compass_shared.profile import CONFIDENCE, Accuracy, AccuracyTable
 
 SCHEMA = 1
 _MAX_FILE_BYTES = 64 * 1024 * 1024
+_ROUNDING = 1e-6
+"""Files keep six decimals: the ends of an interval and the mean between them are rounded apart."""
 
 
-class AccuracyDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AccuracyDocument(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The whole file."""
 
     schema: int
@@ -24,6 +30,10 @@ class AccuracyDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     pipeline: str
     metric: str
     split: str
+    confidence: Share = CONFIDENCE
+    """What each config's interval holds with."""
+    inputs: Number = 0
+    """Inputs in the split, measured or not; 0 where nobody wrote it down."""
     provenance: dict[str, object]
     configs: dict[str, Accuracy]
 
@@ -49,13 +59,15 @@ def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable
     if document.schema != SCHEMA or document.kind != "accuracy":
         raise ProfileError(f"{path}: expected an accuracy table of schema {SCHEMA}")
     for key, accuracy in document.configs.items():
-        if not 0 <= accuracy.mean <= 1 or accuracy.standard_error < 0 or accuracy.count < 1:
-            raise ProfileError(f"{path}: [configs.{key}]: a mean in [0, 1] of one or more inputs is expected")
+        if (problem := _problem(accuracy, document.inputs)) is not None:
+            raise ProfileError(f"{path}: [configs.{key}]: {problem}")
     table = AccuracyTable(
         pipeline=document.pipeline,
         metric=document.metric,
         split=document.split,
         configs=document.configs,
+        confidence=document.confidence,
+        inputs=document.inputs,
         provenance=document.provenance,
     )
     if pipeline is not None:
@@ -63,18 +75,54 @@ def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable
     return table
 
 
+def _problem(found: Accuracy, inputs: int) -> str | None:
+    """What is wrong with an entry, or None.
+
+    Args:
+        found: The entry.
+        inputs: Inputs in the split, 0 if that is not known.
+    """
+    if not 0 <= found.mean <= 1 or found.standard_error < 0 or found.count < (0 if found.predicted else 1):
+        return "a mean in [0, 1] of one or more inputs is expected, or of none if predicted is true"
+    if inputs and found.count > inputs:
+        return f"{found.count} inputs were measured, the split has {inputs}"
+    if found.low is None and found.high is None:
+        return None
+    if found.low is None or found.high is None:
+        return "low and high belong together"
+    ends = (0.0, found.low, found.mean, found.high, 1.0)
+    if any(low > high + _ROUNDING for low, high in itertools.pairwise(ends)):
+        return f"0 <= low <= mean <= high <= 1 is expected, got {found.low}, {found.mean}, {found.high}"
+    return None
+
+
 def save_accuracy(path: Path, table: AccuracyTable) -> None:
     """Write an accuracy table, all of it or nothing."""
+    write_atomically(path, accuracy_bytes(table))
+
+
+def accuracy_bytes(table: AccuracyTable) -> bytes:
+    """An accuracy table as its file has it; fields at their defaults stay away."""
     document = AccuracyDocument(
         schema=SCHEMA,
         kind="accuracy",
         pipeline=table.pipeline,
         metric=table.metric,
         split=table.split,
+        confidence=table.confidence,
+        inputs=table.inputs,
         provenance=dict(table.provenance),
-        configs=dict(table.configs),
+        configs={},
     )
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    built = msgspec.to_builtins(document)
+    built["configs"] = {key: _entry(found) for key, found in table.configs.items()}
+    return msgspec.json.format(msgspec.json.encode(built), indent=1) + b"\n"
+
+
+def _entry(found: Accuracy) -> dict[str, object]:
+    entry = msgspec.to_builtins(found)
+    optional = {"low": None, "high": None, "predicted": False}
+    return {name: value for name, value in entry.items() if optional.get(name, ...) != value}
 
 
 def check_belongs(table: AccuracyTable, pipeline: Pipeline, *, source: str) -> None:
@@ -88,6 +136,20 @@ def check_belongs(table: AccuracyTable, pipeline: Pipeline, *, source: str) -> N
     models = table.provenance.get("models")
     if not isinstance(models, Mapping):
         raise ProfileError(f"{source}: its provenance names no models")
+    check_models(models, pipeline, source=source)
+
+
+def check_models(models: Mapping[str, object], pipeline: Pipeline, *, source: str) -> None:
+    """Refuse what was measured with other models than the pipeline's.
+
+    Args:
+        models: Model -> SHA-256 of what ran; models that are not in it were not measured.
+        pipeline: What it is to be used for.
+        source: File, or site in words, for the error.
+
+    Raises:
+        ProfileError: Naming the model and both hashes.
+    """
     for name, ref in pipeline.models.items():
         if name in models and models[name] != ref.sha256:
             raise ProfileError(

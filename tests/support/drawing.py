@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -39,6 +40,7 @@ _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
+@functools.cache
 def drawn(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a type: a dataclass with all its fields, or anything that a field may be."""
     if kind in _PLAIN:
@@ -51,7 +53,9 @@ def drawn(kind: Any) -> st.SearchStrategy[Any]:
     if origin in (Union, types.UnionType):
         return st.one_of([drawn(argument) for argument in arguments])
     if origin is tuple:
-        return st.lists(drawn(arguments[0]), max_size=3).map(tuple)
+        several = arguments[-1] is Ellipsis
+        listed = st.lists(drawn(arguments[0]), max_size=3).map(tuple)
+        return listed if several else st.tuples(*map(drawn, arguments))
     if origin in (Mapping, dict):
         return st.dictionaries(drawn(arguments[0]), drawn(arguments[1]), max_size=3)
     raise TypeError(f"no strategy for {kind}")

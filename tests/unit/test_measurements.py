@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from compass_shared.fleet_file import load_fleet
 from compass_shared.pipeline import variant_key
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.problem import Problem
-from compass_shared.profile import OperatorProfile, SiteProfile
+from compass_shared.profile import OperatorProfile, Provenance, SiteProfile
 from compass_shared.site import Link, Tier
 from support.bundles import tiny_accuracy, write_tiny_accuracy, write_tiny_bundle
 
@@ -231,6 +232,53 @@ def test_measurements_of_another_version_are_refused(
     file.write_text(file.read_text().replace('version = "1.0.0"', 'version = "1.0.1"'))
     assert plan(bundle, problem=problem) == 1
     assert "measure again" in capsys.readouterr().err
+
+
+def of_models(problem: Problem, **models: str) -> Problem:
+    """The same, measured with these models and with what is known of them written down."""
+    profiles = {
+        where: dataclasses.replace(
+            found,
+            operators={
+                key: dataclasses.replace(
+                    work,
+                    mean_interval_s=(work.mean_s / 2, work.mean_s),
+                    p95_interval_s=(work.mean_s, work.p95_s),
+                )
+                for key, work in found.operators.items()
+            },
+            provenance=Provenance(device="a box", date="2026-11-23", runtimes={"x": "1"}, models=models),
+        )
+        for where, found in problem.profiles.items()
+    }
+    return dataclasses.replace(problem, profiles=profiles)
+
+
+def test_provenance_and_intervals_come_back(bundle: Path, tmp_path: Path) -> None:
+    problem, file = of_models(measured(bundle), some="a" * 64), tmp_path / "measured.json"
+    save_measurements(file, problem)
+    fleet = load_fleet(tmp_path / "fleet.toml")
+    assert problem_from(fleet, problem.pipelines, [load_measurements(file)], problem.accuracy) == problem
+
+
+def test_measurements_of_another_model_are_refused_with_both_hashes(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = of_models(measured(bundle), plain="b" * 64)
+    assert plan(bundle, problem=problem) == 1
+    said = capsys.readouterr().err
+    assert f"site 'phone', pipeline 'tiny': measured with model 'plain' {'b' * 64}" in said
+    assert f"the pipeline names {load_pipeline(bundle).models['plain'].sha256}; measure again" in said
+
+
+def test_an_interval_that_holds_nothing_is_refused(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "measured.json"
+    save_measurements(file, of_models(measured(bundle)))
+    document = json.loads(file.read_text())
+    next(iter(document["sites"][0]["operators"].values()))["mean_interval_s"] = [2, 1]
+    file.write_text(json.dumps(document))
+    with pytest.raises(ProfileError, match=r"measured.json: \[operators.*2.0 to 1.0 holds nothing"):
+        load_measurements(file)
 
 
 def test_wrong_files_are_named(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

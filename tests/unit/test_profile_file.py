@@ -13,7 +13,7 @@ from compass_shared import profile_file
 from compass_shared.errors import ProfileError
 from compass_shared.model_ref import ModelRef
 from compass_shared.pipeline import Pipeline
-from compass_shared.profile import Accuracy, AccuracyTable
+from compass_shared.profile import Accuracy, AccuracyTable, lower_bound
 from compass_shared.profile_file import load_accuracy, save_accuracy
 from support.agents import CHAIN
 
@@ -130,3 +130,59 @@ def test_a_file_that_is_too_large_is_not_read(file: Path, monkeypatch: pytest.Mo
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="cannot be read: No such file"):
         load_accuracy(tmp_path / "none.json")
+
+
+# --- what is known about how far a mean may be off -------------------------------------------------
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    return {"configs": {"a": {"mean": 0.5, "standard_error": 0.1, "count": 9, **fields}}}
+
+
+def test_intervals_and_predictions_come_back(tmp_path: Path) -> None:
+    key = "shrink[side=320];find;read"
+    known = Accuracy(mean=0.75, standard_error=0.01, count=40, low=0.73, high=0.77)
+    guess = Accuracy(mean=0.8, standard_error=0.02, count=0, low=0.74, high=0.9, predicted=True)
+    table = dataclasses.replace(TABLE, configs={key: known, "b": guess}, confidence=0.9, inputs=200)
+    save_accuracy(tmp_path / "accuracy.json", table)
+    assert load_accuracy(tmp_path / "accuracy.json", with_models(det=SHA_A)) == table
+    assert lower_bound(table, 1.0).configs["b"].mean == pytest.approx(0.78)
+
+
+def test_files_without_intervals_stay_as_they_are(file: Path) -> None:
+    """A table of before is loaded and saved again byte for byte: no diff in a team's repository."""
+    document = json.loads(file.read_bytes())
+    assert set(document) == {"schema", "kind", "pipeline", "metric", "split", "provenance", "configs"}
+    assert {field for found in document["configs"].values() for field in found} == {
+        "mean",
+        "standard_error",
+        "count",
+    }
+    before = file.read_bytes()
+    save_accuracy(file, load_accuracy(file))
+    assert file.read_bytes() == before
+
+
+def test_ends_that_were_rounded_apart_from_the_mean_are_taken(file: Path) -> None:
+    edited(file, **entry(low=0.5000004, high=0.5))
+    assert load_accuracy(file).configs["a"].low == 0.5000004
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (entry(low=0.6, high=0.7), "0 <= low <= mean <= high <= 1 is expected, got 0.6, 0.5, 0.7"),
+        (entry(low=0.4, high=0.45), "low <= mean <= high"),
+        (entry(low=-0.1, high=0.7), "0 <= low"),
+        (entry(low=0.4, high=1.1), "high <= 1"),
+        (entry(low=0.4), "low and high belong together"),
+        (entry(count=0), "of none if predicted is true"),
+        (entry(count=-1, predicted=True), r"\[configs.a\]"),
+        (entry() | {"inputs": 8}, "9 inputs were measured, the split has 8"),
+        (entry() | {"confidence": 1}, "confidence"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(file: Path, fields: dict[str, Any], problem: str) -> None:
+    edited(file, **fields)
+    with pytest.raises(ProfileError, match=problem):
+        load_accuracy(file)
