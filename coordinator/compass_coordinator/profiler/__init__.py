@@ -1,0 +1,1 @@
+"""Knows a whole configuration space from a small part of its measurements."""

@@ -1,0 +1,167 @@
+"""The spread of an operator's time on a device: that of its inputs, jitter, and stalls.
+
+A quota stops a process for the rest of each period once its share is used up; a neighbour on the same core
+takes it for a time slice, again and again. Both leave short calls alone, mostly, and hit long ones once or
+several times: what they do to a p95 is no constant factor. The model: work w, spread as on the reference
+machine and a little more (jitter), takes
+
+    w + length x N,    N = floor(w / gap + U),    U uniform on [0, 1),
+
+where a stall of ``length`` seconds comes after every ``gap`` seconds of running, at a phase that the call
+knows nothing of. Jitter, the share of time that is stalled and the period are a grid of values, weighted by
+how well they explain the spread of the probes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from compass_coordinator.profiler.slowdowns import normalised
+
+Floats: TypeAlias = NDArray[np.float64]
+
+Z95 = 1.6448536269514722
+JITTERS = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5)
+"""Candidates for what the device adds to the relative standard deviation (in quadrature)."""
+JITTER_SCALE = 0.1
+"""A priori, jitters of this size and less are likely."""
+STALLED_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+PERIODS_S = (0.002, 0.004, 0.006, 0.008, 0.012, 0.02, 0.035, 0.06, 0.1, 0.2)
+NO_STALL_WEIGHT = 0.7
+MODEL_SD = 0.05
+"""What the model itself may be wrong by, in the logarithm of p95 / mean."""
+SPREAD_SD = 0.3
+"""And in the logarithm of the standard deviation, where a few outliers count most."""
+_LEVELS = (np.arange(48) + 0.5) / 48
+_NORMAL = ndtri(_LEVELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How the times of v variants spread."""
+
+    mean_s: Floats
+    var_s2: Floats
+    p95_s: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tails:
+    """What is believed of a device's jitter and stalls: t candidates."""
+
+    jitter: Floats
+    share: Floats
+    period_s: Floats
+    weights: Floats
+
+    def spread(self, reference: Spread, mean_s: Floats) -> tuple[Spread, Floats]:
+        """The spread of variants on the device.
+
+        Args:
+            reference: (v,) their spread on the reference machine.
+            mean_s: (v,) their mean times on the device.
+
+        Returns:
+            The spread there, and the variance of the logarithm of its p95 (v,).
+        """
+        likely = self.weights > 1e-4
+        var_s2, p95_s = _modelled(
+            self.jitter[likely], self.share[likely], self.period_s[likely], reference, mean_s
+        )
+        weights = self.weights[likely] / self.weights[likely].sum()
+        log_p95 = weights @ np.log(p95_s)
+        p95_var = weights @ (np.log(p95_s) - log_p95) ** 2 + MODEL_SD**2
+        return Spread(mean_s=mean_s, var_s2=weights @ var_s2, p95_s=np.exp(log_p95)), p95_var
+
+
+def fit_tails(reference: Spread, measured: Spread, count: Floats) -> Tails:
+    """What the spreads of n probes say of the device's jitter and stalls.
+
+    Args:
+        reference: (n,) spread on the reference machine.
+        measured: (n,) spread on the device.
+        count: (n,) samples behind it; less than four say nothing of a spread.
+    """
+    jitter, share, period_s, log_prior = _candidates()
+    var_s2, p95_s = _modelled(jitter, share, period_s, reference, measured.mean_s)
+    rel_sd = np.sqrt(measured.var_s2) / measured.mean_s
+    told = count >= 4
+    # Of a log-normal sample: (Z95 density) makes the quantile's error 2.1 sd / sqrt(n).
+    p95_var = (2.1 * np.minimum(rel_sd, 1.0)) ** 2 / np.maximum(count, 1) + MODEL_SD**2
+    sd_var = 2 / np.maximum(count, 1) + SPREAD_SD**2
+    floor = 1e-3 * measured.mean_s
+    off_p95 = np.log(p95_s / np.maximum(measured.p95_s, floor)) ** 2 / p95_var
+    off_sd = np.log(np.sqrt(var_s2 + floor**2) / np.sqrt(measured.var_s2 + floor**2)) ** 2 / sd_var
+    log_likelihood = -0.5 * ((off_p95 + off_sd) * told).sum(axis=1)
+    return Tails(
+        jitter=jitter, share=share, period_s=period_s, weights=normalised(log_likelihood + log_prior)
+    )
+
+
+def _candidates() -> tuple[Floats, Floats, Floats, Floats]:
+    """Jitter, stalled share, period and the logarithm of the prior weight, (t,) each."""
+    stalls = [(0.0, 1.0, NO_STALL_WEIGHT)]
+    some = (1 - NO_STALL_WEIGHT) / (len(STALLED_SHARES) * len(PERIODS_S))
+    stalls += [(share, period_s, some) for share, period_s in itertools.product(STALLED_SHARES, PERIODS_S)]
+    points = list(itertools.product(JITTERS, stalls))
+    jitter = np.array([point[0] for point in points])
+    share, period_s, weight = np.array([point[1] for point in points]).T
+    return jitter, share, period_s, np.log(weight) - jitter / JITTER_SCALE
+
+
+def _modelled(
+    jitter: Floats, share: Floats, period_s: Floats, reference: Spread, mean_s: Floats
+) -> tuple[Floats, Floats]:
+    """Variance and p95 of v variants under t candidates, each (t, v)."""
+    own = np.sqrt(reference.var_s2) / reference.mean_s
+    rel_sd = np.sqrt(own**2 + jitter[:, np.newaxis] ** 2)
+    gap_s, length_s = ((1 - share) * period_s)[:, np.newaxis], (share * period_s)[:, np.newaxis]
+    running_s = mean_s * (1 - share)[:, np.newaxis]
+    work_s = running_s[..., np.newaxis] * _lognormal(rel_sd)
+    stalls, phase = np.divmod(work_s / gap_s[..., np.newaxis], 1.0)
+    low_s = work_s + length_s[..., np.newaxis] * stalls
+    high_s = low_s + length_s[..., np.newaxis]
+    values = np.concatenate([low_s, high_s], axis=-1)
+    weights = np.concatenate([1 - phase, phase], axis=-1) / len(_LEVELS)
+    mean = (weights * values).sum(axis=-1)
+    var_s2 = (weights * (values - mean[..., np.newaxis]) ** 2).sum(axis=-1)
+    # What makes the inputs' own p95 another than a log-normal's; jitter blurs it.
+    skew = np.log(reference.p95_s / reference.mean_s) - _log_p95(own)
+    kept = own / np.where(rel_sd > 0, rel_sd, 1.0)
+    return var_s2, _p95(values, weights) + running_s * np.exp(_log_p95(rel_sd)) * np.expm1(kept * skew)
+
+
+def _lognormal(rel_sd: Floats) -> Floats:
+    """Values of mean 1 and this relative standard deviation at even levels: (...) gives (..., levels)."""
+    sd = np.sqrt(np.log1p(rel_sd**2))[..., np.newaxis]
+    values = np.exp(sd * _NORMAL)
+    normed: Floats = values / values.mean(axis=-1, keepdims=True)
+    return normed
+
+
+def _log_p95(rel_sd: Floats) -> Floats:
+    """Logarithm of p95 / mean of a log-normal."""
+    var = np.log1p(rel_sd**2)
+    log_ratio: Floats = Z95 * np.sqrt(var) - var / 2
+    return log_ratio
+
+
+def _p95(values: Floats, weights: Floats) -> Floats:
+    """Weighted 95% quantile over the last axis, between the values on either side of it."""
+    order = np.argsort(values, axis=-1)
+    sorted_values = np.take_along_axis(values, order, axis=-1)
+    level = np.cumsum(np.take_along_axis(weights, order, axis=-1), axis=-1)
+    middle = level - np.take_along_axis(weights, order, axis=-1) / 2
+    above = np.minimum((middle < 0.95).sum(axis=-1), values.shape[-1] - 1)[..., np.newaxis]
+    below = np.maximum(above - 1, 0)
+    low, high = (np.take_along_axis(middle, at, axis=-1) for at in (below, above))
+    share = np.clip((0.95 - low) / np.maximum(high - low, 1e-12), 0, 1)
+    low_s, high_s = (np.take_along_axis(sorted_values, at, axis=-1) for at in (below, above))
+    found: Floats = (low_s + share * (high_s - low_s))[..., 0]
+    return found
