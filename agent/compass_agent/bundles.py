@@ -45,8 +45,8 @@ class Bundle:
     functions: Mapping[str, OperatorFunction]
     """Operator -> its function; operators that only run their model have none."""
 
-    def metric(self) -> Callable[[Value, Value], float]:
-        """The metric: ``(output, truth) -> score``.
+    def metric(self) -> Callable[[Value, Value], Any]:
+        """The metric: ``(output, truth) -> score``, or two counts; see ``measure.scoring``.
 
         Raises:
             ConfigError: If the pipeline has none, or it cannot be imported.
@@ -54,6 +54,17 @@ class Bundle:
         if self.pipeline.metric is None:
             raise ConfigError("the pipeline has no metric", file=self.folder / FILE_NAME, field="metric")
         return _function(self.package, self.pipeline.metric.function, self.folder, "metric.function")
+
+    def features(self) -> Callable[[Value], Any] | None:
+        """What tells inputs apart, ``(value) -> numbers``; None if the pipeline leaves it to Compass.
+
+        Raises:
+            ConfigError: If it cannot be imported.
+        """
+        inputs = self.pipeline.inputs
+        if inputs is None or inputs.features is None:
+            return None
+        return _function(self.package, inputs.features, self.folder, "inputs.features")
 
     def examples(self, split: str, store: ModelSource) -> Sequence[Example]:
         """The labelled inputs of one split, the same ones every time.

@@ -26,6 +26,7 @@ import msgspec
 from compass_agent.bundles import Bundle
 from compass_agent.events import Outcome, QueryDeclared
 from compass_agent.inputs import load_examples
+from compass_agent.measure.scoring import score_of, share
 from compass_agent.shell import AgentShell
 from compass_shared.errors import CompassError, MessageError
 from compass_shared.notices import Notice
@@ -216,10 +217,11 @@ class Driver:
 
     async def _score(self, bundle: Bundle, outcome: Outcome, example: Example) -> float:
         try:
-            return float(await asyncio.to_thread(bundle.metric(), outcome.value, example.truth))
-        except Exception as error:  # the bundle's own code, which may raise anything
-            problem = f"the metric failed on {example.name!r}: {type(error).__name__}: {error}"
-            self._emit({"event": "error", "problem": problem})
+            kind = bundle.pipeline.metric.kind if bundle.pipeline.metric is not None else "mean"
+            score = await asyncio.to_thread(score_of, bundle.metric(), kind, outcome.value, example)
+            return share(score)
+        except CompassError as error:
+            self._emit({"event": "error", "problem": str(error)})
             return 0.0
 
 

@@ -69,6 +69,7 @@ class Metric:
     name: str
     function: str
     kind: str = "mean"
+    """``mean``: of scores in [0, 1], one an input. ``ratio``: of counts, summed over the inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class InputSet:
     function: str
     splits: Mapping[str, int]
     assets: Mapping[str, str] = field(default_factory=dict)
+    features: str | None = None
+    """Function from an input's value to numbers that say what it is like."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

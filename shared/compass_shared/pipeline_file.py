@@ -22,7 +22,7 @@ from compass_shared.values import KnobValue
 FILE_NAME = "pipeline.toml"
 SCHEMA = 1
 RUNTIMES = ("python", "onnx", "tflite")
-METRIC_KINDS = ("mean",)
+METRIC_KINDS = ("mean", "ratio")
 MAX_CONFIGS = 10**12
 """Spaces that large are searched; whatever lists configs has a limit of its own."""
 
@@ -58,6 +58,7 @@ class InputsTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     function: str
     splits: dict[str, int]
     assets: dict[str, str] = {}
+    features: str | None = None
 
 
 class PipelineDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,7 +126,8 @@ def pipeline_from(document: PipelineDocument, *, digest: str) -> Pipeline:
         raise ConfigError(f"no operator is called {document.output!r}", field="output")
     _check_all_used(document)
     if document.metric is not None and document.metric.kind not in METRIC_KINDS:
-        raise ConfigError(f"{document.metric.kind!r} is not one of {METRIC_KINDS}", field="metric.kind")
+        known = ", ".join(METRIC_KINDS)
+        raise ConfigError(f"{document.metric.kind!r} is not one of {known}", field="metric.kind")
     pipeline = Pipeline(
         name=document.name,
         version=document.version,

@@ -16,6 +16,7 @@ import pytest
 
 from compass_agent.config import AgentConfig
 from compass_agent.drive import Driver, arrivals, emitter
+from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared.query import Query, Slo
 from support.bundles import write_tiny_bundle
@@ -100,7 +101,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[AgentShell]:
         bundles=(write_tiny_bundle(tmp_path),),
         cache_root=tmp_path / "cache",
         cores=2,
-        measure=False,
+        measure=Measure.NOTHING,
     )
     shell = AgentShell(config)
     await shell.start()
@@ -164,7 +165,7 @@ async def test_a_metric_that_fails_costs_the_score_and_not_the_request(
     requests = events.of("request")
     assert requests
     assert {(request["error"], request["score"]) for request in requests} == {(None, 0.0)}
-    assert "the metric failed on 'heldout-" in events.of("error")[0]["problem"]
+    assert "the metric failed on input 'heldout-" in events.of("error")[0]["problem"]
     assert events.of("served")
 
 

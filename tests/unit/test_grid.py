@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compass_agent.measure.grid import InputResult, digest_of, measure_input
+from compass_agent.measure.grid import InputResult, measure_input
+from compass_agent.measure.results_cache import result_of
 from compass_shared.errors import InferenceError, ProfileError, TransportError
 from compass_shared.pipeline import REQUEST, Config, Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import Example, Value
@@ -185,8 +186,9 @@ def test_digests_tell_values_apart() -> None:
         np.zeros(2, np.float64),
         np.zeros((2, 1), np.float32),
     ]
-    assert len({digest_of(value) for value in values}) == len(values)
-    assert digest_of(np.arange(6).reshape(2, 3)) == digest_of(np.arange(6).reshape(3, 2).T.T.reshape(2, 3))
+    assert len({result_of(value).digest for value in values}) == len(values)
+    rows = np.arange(6).reshape(3, 2).T.T.reshape(2, 3)
+    assert result_of(np.arange(6).reshape(2, 3)) == result_of(rows)
 
 
 @st.composite

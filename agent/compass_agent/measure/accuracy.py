@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 import os
 import platform
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from compass_agent.bundles import Bundle, load_bundle
 from compass_agent.inputs import load_examples
@@ -258,10 +258,8 @@ def _run_all(
 def _table(
     bundle: Bundle, split: str, configs: Sequence[Config], results: Sequence[InputResult]
 ) -> AccuracyTable:
-    scores = np.array([result.scores for result in results])
     count = len(results)
-    means = scores.mean(axis=0)
-    errors = scores.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros(len(configs))
+    means, errors = _aggregated(results)
     pipeline = bundle.pipeline
     metric = pipeline.metric
     return AccuracyTable(
@@ -276,6 +274,25 @@ def _table(
         },
         provenance=_provenance(bundle, results),
     )
+
+
+def _aggregated(results: Sequence[InputResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Accuracy and standard error of every config, both (configs,) float64.
+
+    A ratio of sums is treated as linear in them (Cochran, Sampling Techniques, 3rd ed., section 6.3); for a
+    mean, whose denominators are 1, that is exact.
+    """
+    scores = np.array([result.scores for result in results])
+    weights = np.array([result.denominators or [1.0] * len(result.scores) for result in results])
+    if not (totals := weights.sum(axis=0)).all():
+        raise ProfileError("the metric counted nothing: its denominators are 0 on every input")
+    ratios = scores.sum(axis=0) / totals
+    count = len(results)
+    if count < 2:
+        return ratios.clip(0.0, 1.0), np.zeros_like(ratios)
+    residuals = scores - ratios * weights
+    errors = np.sqrt(count / (count - 1) * (residuals**2).sum(axis=0)) / totals
+    return ratios.clip(0.0, 1.0), errors
 
 
 def _provenance(bundle: Bundle, results: Sequence[InputResult]) -> dict[str, object]:
@@ -337,6 +354,7 @@ def save_inputs(path: Path, configs: Sequence[str], results: Sequence[InputResul
                 "scores": [round(score, 4) for score in r.scores],
                 "cpu_ms": {v: round(1e3 * r.seconds[v] / r.runs[v], 2) for v in r.seconds},
             }
+            | ({"denominators": r.denominators} if r.denominators else {})
             for r in results
         ],
     }

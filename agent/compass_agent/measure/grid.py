@@ -1,30 +1,20 @@
 """Accuracy of a whole knob grid on one input, with every shared upstream result computed once.
 
-Configs are walked in product order, the last operator's knobs fastest. Each operator result is remembered
-by (operator, knob values, digests of what it read): configs that agree on a prefix share it, and so do
-configs whose prefixes differ but happened to produce the same bytes (an orientation step that turned
-nothing). Nothing is kept from one input to the next, so memory is bounded by one input's results.
+Configs are walked in product order, the last operator's knobs fastest. Nothing is kept from one input to the
+next, so memory is bounded by one input's results.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from compass_shared.errors import InferenceError, MessageError, ProfileError
-from compass_shared.framing import encode_value
-from compass_shared.pipeline import REQUEST, Config, Knobs, Operator, Pipeline, variant_key
-from compass_shared.values import Example, Value
-
-
-class RunOperator(Protocol):
-    """Runs one operator on its inputs."""
-
-    def __call__(self, operator: Operator, inputs: Mapping[str, Value], knobs: Knobs) -> Value:
-        """Compute the operator's output; raises InferenceError if the operator fails."""
+from compass_agent.measure.results_cache import ResultsCache, result_of
+from compass_agent.measure.scoring import MetricFunction, score_of
+from compass_agent.measure.walk import RunOperator, Walk
+from compass_shared.measured import OperatorRun, Score, filled
+from compass_shared.pipeline import Config, Pipeline
+from compass_shared.values import Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,58 +31,8 @@ class InputResult:
     """Variant -> thread CPU seconds spent in it, each shared result counted once."""
     runs: Mapping[str, int]
     """Variant -> how often it really ran."""
-
-
-@dataclass(slots=True)
-class _Result:
-    value: Value
-    digest: bytes
-    """Of the encoded value; of the error, where the operator failed."""
-    failed: bool = False
-
-
-@dataclass(slots=True)
-class _Work:
-    run: RunOperator
-    known: dict[tuple[object, ...], _Result] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    runs: dict[str, int] = field(default_factory=dict)
-    failures: int = 0
-
-    def result(self, operator: Operator, knobs: Knobs, upstream: Mapping[str, _Result]) -> _Result:
-        variant = variant_key(operator.name, knobs)
-        key = (variant, *(upstream[name].digest for name in operator.inputs))
-        if key not in self.known:
-            self.known[key] = self._compute(operator, knobs, upstream, variant)
-        return self.known[key]
-
-    def _compute(
-        self, operator: Operator, knobs: Knobs, upstream: Mapping[str, _Result], variant: str
-    ) -> _Result:
-        if any(upstream[name].failed for name in operator.inputs):
-            return _Result(None, b"failed upstream", failed=True)
-        inputs = {name: upstream[name].value for name in operator.inputs}
-        started_s = time.thread_time()
-        try:
-            value = self.run(operator, inputs, knobs)
-        except InferenceError:
-            return self._failed()
-        finally:
-            self.seconds[variant] = self.seconds.get(variant, 0.0) + time.thread_time() - started_s
-            self.runs[variant] = self.runs.get(variant, 0) + 1
-        try:
-            return _Result(value, digest_of(value))
-        except MessageError:  # what cannot be framed could not be sent on either
-            return self._failed()
-
-    def _failed(self) -> _Result:
-        self.failures += 1
-        return _Result(None, b"failed", failed=True)
-
-
-def digest_of(value: Value) -> bytes:
-    """Content address of a value."""
-    return hashlib.blake2b(encode_value(value), digest_size=16).digest()
+    denominators: tuple[float, ...] = ()
+    """Of a ratio metric, what the scores are to be divided by; of others empty."""
 
 
 def measure_input(
@@ -101,7 +41,7 @@ def measure_input(
     example: Example,
     *,
     run: RunOperator,
-    score: Callable[[Value, Value], float],
+    score: MetricFunction,
 ) -> InputResult:
     """Score every config on one input.
 
@@ -110,42 +50,42 @@ def measure_input(
         configs: Which of its configs; neighbours in product order share the most.
         example: Input and ground truth.
         run: Runs one operator.
-        score: The pipeline's metric, ``score(output, truth) -> [0, 1]``.
+        score: The pipeline's metric, ``score(output, truth)``.
 
     Raises:
+        MessageError: The input cannot be framed.
         ProfileError: The metric failed, or gave what is no score.
     """
-    work = _Work(run)
-    request = _Result(example.value, digest_of(example.value))
-    scored: dict[bytes, float] = {}
-    scores = []
+    kind = "mean" if pipeline.metric is None else pipeline.metric.kind
+    walk = Walk(pipeline, run=run, cache=ResultsCache())
+    request = result_of(example.value)
+    scored: dict[bytes, Score] = {}
+    found: dict[str, Score | None] = {}
     for config in configs:
-        results = {REQUEST: request}
-        for operator in pipeline.operators:
-            results[operator.name] = work.result(operator, config.get(operator.name, {}), results)
-        output = results[pipeline.output]
-        if output.failed:
-            scores.append(0.0)
-            continue
-        if output.digest not in scored:
-            scored[output.digest] = _scored(score, output.value, example)
-        scores.append(scored[output.digest])
+        output = walk.output(request, config)
+        if output.problem is None and output.digest not in scored:
+            value = walk.value(pipeline.output, output)
+            scored[output.digest] = score_of(score, kind, value, example)
+        found[pipeline.config_key(config)] = None if output.problem is not None else scored[output.digest]
+    scores = filled(found)
+    ordered = [scores[pipeline.config_key(config)] for config in configs]
+    seconds, runs = _summed(walk.runs)
     return InputResult(
         name=example.name,
         group=example.group,
-        scores=tuple(scores),
-        failures=work.failures,
-        seconds=work.seconds,
-        runs=work.runs,
+        scores=tuple(one.numerator for one in ordered),
+        failures=sum(run.failed for run in walk.runs),
+        seconds=seconds,
+        runs=runs,
+        denominators=tuple(one.denominator for one in ordered) if kind == "ratio" else (),
     )
 
 
-def _scored(score: Callable[[Value, Value], float], output: Value, example: Example) -> float:
-    try:
-        found = float(score(output, example.truth))
-    except Exception as error:  # code of a bundle, which may raise anything
-        problem = f"{type(error).__name__}: {error}"
-        raise ProfileError(f"the metric failed on input {example.name!r}: {problem}") from error
-    if not 0 <= found <= 1:
-        raise ProfileError(f"the metric gave {found} on input {example.name!r}, not a score in [0, 1]")
-    return found
+def _summed(done: Sequence[OperatorRun]) -> tuple[dict[str, float], dict[str, int]]:
+    """CPU seconds and number of runs of each variant."""
+    seconds: dict[str, float] = {}
+    runs: dict[str, int] = {}
+    for run in done:
+        seconds[run.variant] = seconds.get(run.variant, 0.0) + run.cpu_s
+        runs[run.variant] = runs.get(run.variant, 0) + 1
+    return seconds, runs

@@ -28,6 +28,7 @@ SPLIT = "profiling"
 class _InputScores(msgspec.Struct, frozen=True):
     name: str
     scores: list[float]
+    denominators: list[float] = []
 
 
 class _InputsDocument(msgspec.Struct, frozen=True):
@@ -149,5 +150,6 @@ def _known_scores(path: Path) -> _InputsDocument:
 
 def _mean(known: _InputsDocument, key: str, inputs: int) -> float:
     column = known.configs.index(key)
-    scores = [row.scores[column] for row in known.inputs[:inputs]]
-    return sum(scores) / len(scores)
+    rows = known.inputs[:inputs]
+    weights = [row.denominators[column] if row.denominators else 1.0 for row in rows]
+    return sum(row.scores[column] for row in rows) / sum(weights)

@@ -1,0 +1,199 @@
+"""Results of operator runs, named by everything that they follow from: in memory and, if wanted, on disk.
+
+A key says what was run on what (``walk`` makes them), so an entry is never out of date, only unused. Memory
+and disk each have a limit in bytes and let go of what was not used for longest. The disk is a help, never a
+need: an entry that cannot be read is not there, and after a write that failed (a full disk) results are kept
+in memory alone, which is said once. Results that are failures stay in memory: the next process tries again.
+
+An entry on disk is the digest of its payload, then the payload. Several processes may share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from compass_shared.files import write_atomically
+from compass_shared.framing import encode_value
+from compass_shared.values import Value
+
+_DIGEST_BYTES = 16
+_ENTRY_BYTES = 500
+"""What keeping a result in memory takes beside its payload."""
+_LOOKS = 32
+"""The folder is looked through again after writing this part of its limit: others may have written too."""
+_KEPT_SHARE = 0.875
+"""What is kept of the limit when it was reached, so that not every write has to delete."""
+
+
+def _write(path: Path, content: bytes) -> None:
+    """What is lost in a power cut is measured again."""
+    write_atomically(path, content, durable=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one operator made of its inputs."""
+
+    payload: bytes
+    """The encoded value; empty where the operator failed."""
+    digest: bytes
+    """Content address of the payload: results that are alike share what follows from them."""
+    problem: str | None = None
+    """Why the operator, or one before it, failed."""
+
+
+def digest_of(payload: bytes) -> bytes:
+    """Content address of an encoded value."""
+    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+
+
+def result_of(value: Value) -> Result:
+    """The result that is this value.
+
+    Raises:
+        MessageError: If it cannot be framed.
+    """
+    payload = encode_value(value)
+    return Result(payload=payload, digest=digest_of(payload))
+
+
+def failure(problem: str) -> Result:
+    """The result of an operator that failed."""
+    return Result(payload=b"", digest=b"failed", problem=problem)
+
+
+class ResultsCache:
+    """Keeps results in memory, and in a folder.
+
+    Args:
+        memory_bytes: Limit in memory; None for none.
+        folder: Where to keep results on disk, if at all.
+        disk_bytes: Limit in the folder, also with what other processes keep there.
+        write: Writes a file, all of it or nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int | None = None,
+        folder: Path | None = None,
+        disk_bytes: int = 0,
+        write: Callable[[Path, bytes], None] = _write,
+    ) -> None:
+        self._memory = _Memory(memory_bytes)
+        self._disk = None if folder is None or disk_bytes <= 0 else _Disk(folder, disk_bytes, write)
+
+    def get(self, key: str) -> Result | None:
+        """The result of that key, if it is still there."""
+        found = self._memory.get(key)
+        if found is None and self._disk is not None:
+            found = self._disk.get(key)
+            if found is not None:
+                self._memory.put(key, found)
+        return found
+
+    def put(self, key: str, result: Result) -> None:
+        """Keep a result."""
+        self._memory.put(key, result)
+        if self._disk is not None and result.problem is None:
+            self._disk.put(key, result)
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What happened since the last call that people should know."""
+        notices = [] if self._disk is None else self._disk.notices
+        taken = tuple(notices)
+        notices.clear()
+        return taken
+
+
+class _Memory:
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._results: OrderedDict[str, Result] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: str) -> Result | None:
+        found = self._results.get(key)
+        if found is not None:
+            self._results.move_to_end(key)
+        return found
+
+    def put(self, key: str, result: Result) -> None:
+        if key in self._results:
+            return
+        self._results[key] = result
+        self._bytes += _ENTRY_BYTES + len(result.payload)
+        while self._limit is not None and self._bytes > self._limit and self._results:
+            _, oldest = self._results.popitem(last=False)
+            self._bytes -= _ENTRY_BYTES + len(oldest.payload)
+
+
+class _Disk:
+    def __init__(self, folder: Path, limit: int, write: Callable[[Path, bytes], None]) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._write = write
+        self._writing = True
+        self._unseen_bytes = limit
+        """Written since the folder was last looked through; as if full, so that the first write looks."""
+        self._seen_bytes = 0
+        self.notices: list[str] = []
+
+    def get(self, key: str) -> Result | None:
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        with contextlib.suppress(OSError):
+            if digest != digest_of(payload):
+                path.unlink()
+                return None
+            os.utime(path)  # used just now, so that it is not the next to go
+        return Result(payload=payload, digest=digest) if digest == digest_of(payload) else None
+
+    def put(self, key: str, result: Result) -> None:
+        size = _DIGEST_BYTES + len(result.payload)
+        if not self._writing or size > self._limit / _LOOKS:
+            return
+        try:
+            self._make_room(size)
+            self._write(self._path(key), result.digest + result.payload)
+        except OSError as error:
+            self._writing = False
+            self.notices.append(f"{self._folder}: results are kept in memory alone from now on: {error}")
+
+    def _make_room(self, size: int) -> None:
+        self._unseen_bytes += size
+        full = self._seen_bytes + self._unseen_bytes > self._limit
+        if full or self._unseen_bytes > self._limit / _LOOKS:
+            self._seen_bytes = _trimmed(self._folder, self._limit, size)
+            self._unseen_bytes = size
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / key
+
+
+def _trimmed(folder: Path, limit: int, coming: int) -> int:
+    """Delete what was not used for longest until one more file fits; returns the bytes left."""
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process trims as well
+            status = path.stat()
+            if path.is_file():
+                files.append((status.st_mtime_ns, status.st_size, path))
+    left = sum(size for _, size, _ in files)
+    goal = limit if left + coming <= limit else _KEPT_SHARE * limit
+    for _, size, path in sorted(files):
+        if left + coming <= goal:
+            break
+        path.unlink(missing_ok=True)
+        left -= size
+    return left
