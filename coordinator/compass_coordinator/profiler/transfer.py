@@ -104,6 +104,8 @@ class Speed:
             var_s2=found.var_s2 + found.mean_s**2 * uncertain,
             p95_s=found.p95_s,
             count=0,
+            mean_interval_s=_interval(found.mean_s, found.mean_rel_sd),
+            p95_interval_s=_interval(found.p95_s, found.p95_rel_sd),
         )
 
 
@@ -150,10 +152,10 @@ def fit_speed(
     )
 
 
-def completed(
+def site_speed(
     pipeline: Pipeline, reference: SiteProfile, partial: SiteProfile, prior: Prior | None = None
-) -> SiteProfile:
-    """A site's profile with every variant: measured where it was, else predicted.
+) -> Speed:
+    """Learn how a site compares with a reference, from what was measured there.
 
     Args:
         pipeline: Gives the variants, and speed classes where the profiles have none.
@@ -174,11 +176,39 @@ def completed(
     known = _with_classes(reference, classes)
     if missing := [key for key in classes if key not in known.operators]:
         raise ProfileError(f"the reference {reference.site!r} has no measurement of {missing[0]!r}")
-    measured = _with_classes(partial, classes).operators
-    own = {key: found for key, found in measured.items() if found.count > 0}
-    speed = fit_speed(known, own, prior)
-    operators = {key: own.get(key) or speed.predict(key) for key in classes}
+    return fit_speed(known, _own(pipeline, partial), prior)
+
+
+def completed(
+    pipeline: Pipeline,
+    reference: SiteProfile,
+    partial: SiteProfile,
+    prior: Prior | None = None,
+    *,
+    speed: Speed | None = None,
+) -> SiteProfile:
+    """A site's profile with every variant: measured where it was, else predicted.
+
+    Args:
+        pipeline: As of ``site_speed``, like all the others.
+        reference: A site where every variant was measured.
+        partial: The site, with some of them; none is allowed.
+        prior: What is known of the device beforehand.
+        speed: What ``site_speed`` says of these, if it was asked already.
+
+    Raises:
+        ProfileError: As ``site_speed`` does.
+    """
+    known = speed or site_speed(pipeline, reference, partial, prior)
+    own = _own(pipeline, partial)
+    operators = {key: own.get(key) or known.predict(key) for key in _classes(pipeline)}
     return replace(partial, operators=operators, slowdowns={}, overhead_s=0.0)
+
+
+def _own(pipeline: Pipeline, partial: SiteProfile) -> dict[str, OperatorProfile]:
+    """What was measured at a site, by variant."""
+    measured = _with_classes(partial, _classes(pipeline)).operators
+    return {key: found for key, found in measured.items() if found.count > 0}
 
 
 def choose_probes(pipeline: Pipeline, reference: SiteProfile, count: int = 5) -> tuple[str, ...]:
@@ -239,6 +269,12 @@ def _checked(found: OperatorProfile) -> OperatorProfile:
             "are not what a measurement gives: measure it again"
         )
     return found
+
+
+def _interval(value_s: float, rel_sd: float) -> tuple[float, float]:
+    """Where a forecast lies with 95% confidence: it is lognormal."""
+    off = math.exp(1.96 * rel_sd)
+    return value_s / off, value_s * off
 
 
 def _rel_error(found: OperatorProfile) -> float:
