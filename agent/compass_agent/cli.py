@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from compass_agent.commands import accuracy, probe, serve
+from compass_agent.commands import accuracy, measure, probe, serve
 from compass_agent.models import cli as models_cli
 from compass_shared import __version__
 from compass_shared.errors import CompassError, ConfigError
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_parsers(command)
     probe.add_parser(command)
     accuracy.add_parser(command)
+    measure.add_parser(command)
     models_cli.add_parser(commands)
     commands.choices["models"].set_defaults(run=models_cli.run)
     return parser

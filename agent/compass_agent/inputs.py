@@ -18,9 +18,10 @@ import msgspec
 
 from compass_agent.bundles import Bundle
 from compass_agent.models import ModelStore
-from compass_shared.errors import MessageError
+from compass_shared.errors import ConfigError, MessageError
 from compass_shared.files import write_atomically
 from compass_shared.framing import decode_value, encode_value
+from compass_shared.pipeline_file import FILE_NAME
 from compass_shared.values import Example
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,20 @@ def load_examples(bundle: Bundle, split: str, store: ModelStore) -> Sequence[Exa
         return _read(path) or examples
 
 
+def check_names(bundle: Bundle, examples: Sequence[Example]) -> None:
+    """Refuse inputs that cannot be told apart by their names.
+
+    Raises:
+        ConfigError: Naming one of them.
+    """
+    seen: set[str] = set()
+    for example in examples:
+        if example.name in seen:
+            problem = f"two inputs are called {example.name!r}"
+            raise ConfigError(problem, file=bundle.folder, field="inputs.function")
+        seen.add(example.name)
+
+
 def _key(bundle: Bundle, split: str) -> str:
     inputs = bundle.pipeline.inputs
     assets = (
@@ -61,18 +76,19 @@ def _key(bundle: Bundle, split: str) -> str:
     parts: list[Any] = [
         bundle.pipeline.digest,
         bundle.code_sha256,
-        _data_sha256(bundle.folder),
+        data_sha256(bundle.folder),
         assets,
         split,
     ]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
 
-def _data_sha256(folder: Path) -> str:
-    """Digest of the bundle's small files that are no code: a corpus, labels."""
+def data_sha256(folder: Path) -> str:
+    """Digest of the bundle's small files that are neither code nor its declaration: a corpus, labels."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.is_file() and path.suffix not in {".py", ".pyc", ".md"}:
+        declared = path.suffix in {".py", ".pyc", ".md"} or path.name == FILE_NAME
+        if path.is_file() and not declared:
             digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

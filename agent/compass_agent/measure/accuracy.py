@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compass_agent.bundles import Bundle, load_bundle
-from compass_agent.inputs import load_examples
+from compass_agent.inputs import check_names, load_examples
 from compass_agent.measure.grid import InputResult, measure_input
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
@@ -121,11 +121,9 @@ def _input_names(bundle: Bundle, cache_root: Path, split: str) -> list[str]:
     if split not in bundle.pipeline.inputs.splits:
         known = ", ".join(bundle.pipeline.inputs.splits)
         raise ConfigError(f"there is no split {split!r}; there are {known}", field="inputs.splits")
-    names = [example.name for example in load_examples(bundle, split, ModelStore(ModelCache(cache_root)))]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"two inputs are called {twice!r}", file=bundle.folder, field="inputs.function")
-    return names
+    examples = load_examples(bundle, split, ModelStore(ModelCache(cache_root)))
+    check_names(bundle, examples)
+    return [example.name for example in examples]
 
 
 def _header(bundle: Bundle, split: str, configs: Sequence[Config]) -> _Header:
