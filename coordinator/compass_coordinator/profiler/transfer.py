@@ -225,11 +225,14 @@ def choose_probes(pipeline: Pipeline, reference: SiteProfile, count: int = 5) ->
     Raises:
         ProfileError: If a figure of the reference is not a positive time.
     """
-    known = _with_classes(reference, _classes(pipeline)).operators
-    there = {key: _checked(found) for key, found in known.items()}
-    keys = list(there)
-    reference_s = np.array([found.mean_s for found in there.values()])
-    names = np.array([found.speed_class for found in there.values()])
+    return most_telling(_with_classes(reference, _classes(pipeline)).operators, count)
+
+
+def most_telling(operators: Mapping[str, OperatorProfile], count: int = 5) -> tuple[str, ...]:
+    """``choose_probes`` among any measured variants."""
+    there = [_checked(found) for found in operators.values()]
+    reference_s = np.array([found.mean_s for found in there])
+    names = np.array([found.speed_class for found in there])
     common_sd, class_sd, slope_sd, own_sd = _DESIGN
     slope_of = np.log(reference_s) - np.mean(np.log(reference_s))
     covariance = (
@@ -239,8 +242,9 @@ def choose_probes(pipeline: Pipeline, reference: SiteProfile, count: int = 5) ->
     )
     cost_s = PROBE_SETUP_S + PROBE_REPEATS * reference_s
     chosen: list[int] = []
-    while len(chosen) < min(count, len(keys)):
+    while len(chosen) < min(count, len(there)):
         chosen.append(next_probe(covariance, own_sd**2, chosen, cost_s))
+    keys = list(operators)
     return tuple(keys[at] for at in chosen)
 
 
