@@ -16,13 +16,20 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-_EXTRAS = {"scipy": "coordinator", "rich": "coordinator", "iotcore": "demo", "PIL": "demo"}
+_EXTRAS = {
+    "scipy": "coordinator",
+    "sklearn": "coordinator",
+    "rich": "coordinator",
+    "iotcore": "demo",
+    "PIL": "demo",
+}
 """Module -> extra that brings it."""
 
 _COMMANDS = {
     "demo": "run a whole fleet on this machine and compare plans",
     "coordinator": "run the coordinator of a fleet",
     "plan": "plan a fleet from files, without running anything",
+    "profile": "measure a pipeline's accuracies; compare and merge profiles",
     "query": "submit or withdraw a query in the name of a device",
     "schema": "print the JSON Schema of a file that Compass reads or writes",
 }
@@ -41,13 +48,16 @@ examples:
   cd examples/what_if/inspection
   compass plan --pipeline pipeline.toml --fleet fleet.toml --profiles profiles.json \\
       --accuracy accuracy.json --provision --goodput 0.99
+  compass profile examples/read_text
+  compass profile diff before.json after.json
+  compass profile merge monday.json tuesday.json --out both.json
   compass schema fleet
   compass query submit kitchen --broker mqtt://192.0.2.1 --origin phone --pipeline read-text \\
       --rate 0.5 --latency 0.8 --accuracy 0.9 --cost 0.05
   compass query withdraw kitchen --broker mqtt://192.0.2.1 --origin phone
 
 exit codes: 0 all well, 1 it failed, 2 wrong usage or a wrong file, 130 interrupted;
-  plan --objective cost: 1 also if some query cannot be served
+  plan --objective cost: 1 also if some query cannot be served; profile diff: 1 if they differ
 """
 
 
@@ -107,5 +117,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         )
         if name == named:
             # Only the command that is meant is imported: --help works without any extra.
-            importlib.import_module(f"compass_coordinator.commands.{name}").add_options(command)
+            module = importlib.import_module(f"compass_coordinator.commands.{name}")
+            if name == "profile":  # its first word is an action or a bundle
+                module.add_options(command, arguments[arguments.index(name) + 1 :])
+            else:
+                module.add_options(command)
     return parser
