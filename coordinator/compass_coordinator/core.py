@@ -16,6 +16,7 @@ import msgspec
 from compass_coordinator import events as ev
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan
+from compass_coordinator.probing import Probing
 from compass_coordinator.publication import Decision, decisions_of
 from compass_coordinator.sanity import hello_problem
 from compass_shared.check import check_plan
@@ -83,6 +84,7 @@ class CoordinatorCore:
         model_address: str | None = None,
     ) -> None:
         self._fleet = fleet
+        self._probing = Probing(fleet)
         self._epoch = stored_epoch
         self._sequence = 0
         self._new_token = new_token
@@ -115,6 +117,7 @@ class CoordinatorCore:
             ev.AgentStatus: self._on_status,
             ev.AgentHello: self._on_hello,
             ev.AgentProfile: self._on_profile,
+            ev.AgentServed: self._on_served,
             ev.AgentTelemetry: self._on_telemetry,
             ev.AgentAck: self._on_ack,
             ev.QuerySeen: self._on_query,
@@ -223,11 +226,21 @@ class CoordinatorCore:
         return self._announce() if announced and self._fleet.workers() != self._workers else []
 
     def _on_profile(self, event: ev.AgentProfile, now_s: float) -> list[ev.Action]:
-        problem = self._fleet.take_profile(event.agent, event.profile)
+        problem = self._fleet.take_profile(event.agent, event.profile, now_s)
         if problem is not None:
             self.refused_messages += 1
             return [ev.Note(text=problem, serious=True)]
+        self._probing.measured(event.profile.profile)
         self._mark(now_s)
+        return []
+
+    def _on_served(self, event: ev.AgentServed, now_s: float) -> list[ev.Action]:
+        moved = self._fleet.take_served(event.agent, event.served, now_s)
+        if isinstance(moved, str):
+            self.refused_messages += 1
+            return [ev.Note(text=moved, serious=True)]
+        if moved:
+            self._mark(now_s)
         return []
 
     def _on_telemetry(self, event: ev.AgentTelemetry, _now_s: float) -> list[ev.Action]:
@@ -283,7 +296,12 @@ class CoordinatorCore:
     # --- planning ---------------------------------------------------------------------------------
 
     def _on_tick(self, _event: ev.Tick, now_s: float) -> list[ev.Action]:
-        return [*self._rejoin(now_s), *self._give_up_on_workers(now_s), *self._plan_if_settled(now_s)]
+        return [
+            *self._rejoin(now_s),
+            *self._give_up_on_workers(now_s),
+            *self._plan_if_settled(now_s),
+            *self._probing.due(now_s, self._epoch),
+        ]
 
     def _plan_if_settled(self, now_s: float) -> list[ev.Action]:
         if not self._started or self._planning is not None or self._changed_s is None:
@@ -295,7 +313,10 @@ class CoordinatorCore:
         self._version += 1
         self._planning = self._version
         problem, self.left_out = self._fleet.problem()
-        return [ev.StartPlanning(version=self._version, problem=problem)]
+        predicted = {
+            key: found.predicted for key, found in self._fleet.completions.items() if found.predicted
+        }
+        return [ev.StartPlanning(version=self._version, problem=problem, predicted=predicted)]
 
     def _on_failed(self, event: ev.PlanningFailed, _now_s: float) -> list[ev.Action]:
         self._planning = None
@@ -308,6 +329,7 @@ class CoordinatorCore:
             text = "; ".join(violation.text for violation in violations[:3])
             return [ev.Note(text=f"a plan was not published, it breaks its own rules: {text}", serious=True)]
         self.last_plan = event.plan
+        self._probing.wish(event.wishes)
         decisions = decisions_of(event.problem, event.plan)
         actions = self._clear_gone(set(decisions) | set(self.left_out))
         for query, decision in sorted(decisions.items()):

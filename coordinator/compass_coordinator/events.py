@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from compass_coordinator.planning import FleetPlan
+from compass_coordinator.profiler.next_probe import Predictions, Wish
 from compass_shared.messages import (
     AckMessage,
     CoordinatorMessage,
     HelloMessage,
     Message,
     ProfileMessage,
+    ServedMessage,
     StatusMessage,
     TelemetryMessage,
 )
@@ -55,6 +57,14 @@ class AgentProfile:
 
     agent: str
     profile: ProfileMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentServed:
+    """An agent said what serving took."""
+
+    agent: str
+    served: ServedMessage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +124,8 @@ class Planned:
     version: int
     problem: Problem
     plan: FleetPlan
+    wishes: tuple[Wish, ...] = ()
+    """What is worth measuring before the next planning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +147,7 @@ Event: TypeAlias = (
     | AgentStatus
     | AgentHello
     | AgentProfile
+    | AgentServed
     | AgentTelemetry
     | AgentAck
     | QuerySeen
@@ -151,7 +164,7 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """Publish a retained control message; None clears it."""
+    """Publish a control message, retained unless it asks for probes; None clears it."""
 
     kind: Kind
     message: Message | None
@@ -165,6 +178,8 @@ class StartPlanning:
 
     version: int
     problem: Problem
+    predicted: Predictions = field(default_factory=dict)
+    """What of its profiles was not measured, to find out what is worth it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from compass_coordinator.sanity import profile_problem
+from compass_coordinator.profiler.completion import Completion, complete, prior_of, reference_of, variants_of
+from compass_coordinator.profiler.feedback import Feedback
+from compass_coordinator.profiler.transfer import Prior
+from compass_coordinator.sanity import profile_problem, served_problem
+from compass_shared.device_profile import DeviceProfile
 from compass_shared.messages import (
     HelloMessage,
     LinkReport,
     ProfileMessage,
+    ServedMessage,
     StatusMessage,
     TelemetryMessage,
     WorkerInfo,
@@ -32,6 +37,8 @@ class AgentState:
     links: dict[str, LinkReport] = field(default_factory=dict)
     """Worker -> latest measurement."""
     telemetry: TelemetryMessage | None = None
+    hopeless: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Pipeline -> variants that it could not measure when it was asked to."""
 
     @property
     def online(self) -> bool:
@@ -41,19 +48,45 @@ class AgentState:
         return self.status.online or self.status.session < self.hello.session
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What a completion was made from."""
+
+    partial: SiteProfile
+    reference: SiteProfile | None
+    prior: Prior | None
+    hopeless: frozenset[str]
+
+
 class Fleet:
     """All agents and queries.
 
     Args:
         pipelines: Pipelines that the coordinator plans, by name.
         accuracy: Accuracy table of each.
+        references: Pipeline -> profile to predict from what a site did not measure; without one it is that of
+            a site that measured everything.
+        devices: Device profiles that agents may name, for what is known of a device before it is measured.
     """
 
-    def __init__(self, *, pipelines: Mapping[str, Pipeline], accuracy: Mapping[str, AccuracyTable]) -> None:
+    def __init__(
+        self,
+        *,
+        pipelines: Mapping[str, Pipeline],
+        accuracy: Mapping[str, AccuracyTable],
+        references: Mapping[str, SiteProfile] | None = None,
+        devices: Mapping[str, DeviceProfile] | None = None,
+    ) -> None:
         self.pipelines = dict(pipelines)
         self.accuracy = dict(accuracy)
+        self.feedback = Feedback()
+        self._references = dict(references or {})
+        self._devices = dict(devices or {})
         self.agents: dict[str, AgentState] = {}
         self.queries: dict[str, Query] = {}
+        self.completions: dict[tuple[str, str], Completion] = {}
+        """(Site, pipeline) -> what the last problem was told of it; of those that were online."""
+        self._completed: dict[tuple[str, str], tuple[_Known, Completion]] = {}
 
     def agent(self, name: str) -> AgentState:
         """State of an agent, made on first sight."""
@@ -73,10 +106,12 @@ class Fleet:
         state = self.agent(agent)
         if hello == state.hello or (hello and state.hello and hello.session < state.hello.session):
             return False
+        if hello is None or state.hello is None or hello.session > state.hello.session:
+            state.hopeless.clear()
         state.hello = hello
         return True
 
-    def take_profile(self, agent: str, message: ProfileMessage) -> str | None:
+    def take_profile(self, agent: str, message: ProfileMessage, now_s: float) -> str | None:
         """Take a measurement.
 
         Returns:
@@ -87,20 +122,45 @@ class Fleet:
             return f"the profile of agent {agent!r} makes no sense: {problem}"
         if profile.site != agent:
             return f"agent {agent!r} sent a profile of {profile.site!r}"
-        pipeline = self.pipelines.get(profile.pipeline)
-        if pipeline is None:
-            return f"agent {agent!r} measured pipeline {profile.pipeline!r}, which is not planned here"
-        if pipeline.digest != profile.digest:
-            return (
-                f"agent {agent!r} measured {profile.pipeline!r} {profile.digest[:12]}, "
-                f"planned is {pipeline.digest[:12]}: install the same bundle on both"
-            )
+        if (problem := self._not_of_this(agent, profile.pipeline, profile.digest)) is not None:
+            return problem
         state = self.agent(agent)
         if state.hello is not None and message.session < state.hello.session:
             return f"a profile of an earlier session of agent {agent!r} came late"
+        before = state.profiles.get(profile.pipeline)
+        self.feedback.take_profile(message.session, before, profile, now_s)
         state.profiles[profile.pipeline] = profile
         # All of them are in every report: a link that is missing could not be measured any more.
         state.links = {link.target: link for link in message.links}
+        return None
+
+    def take_served(self, agent: str, message: ServedMessage, now_s: float) -> bool | str:
+        """Take what serving took.
+
+        Returns:
+            Whether plans should be made again, or why it was refused.
+        """
+        if (problem := served_problem(message)) is not None:
+            return f"what agent {agent!r} says of serving makes no sense: {problem}"
+        if (problem := self._not_of_this(agent, message.pipeline, message.digest)) is not None:
+            return problem
+        known = variants_of(self.pipelines[message.pipeline])
+        if strange := sorted(set(message.operators) - set(known)):
+            return f"agent {agent!r} served {strange[0][:100]!r}, which {message.pipeline!r} does not have"
+        state = self.agents.get(agent)
+        if state is None or not state.online:
+            return False  # it is said again
+        return self.feedback.take_served(agent, message, state.profiles.get(message.pipeline), now_s)
+
+    def _not_of_this(self, agent: str, name: str, digest: str) -> str | None:
+        pipeline = self.pipelines.get(name)
+        if pipeline is None:
+            return f"agent {agent!r} measured pipeline {name!r}, which is not planned here"
+        if pipeline.digest != digest:
+            return (
+                f"agent {agent!r} measured {name!r} {digest[:12]}, "
+                f"planned is {pipeline.digest[:12]}: install the same bundle on both"
+            )
         return None
 
     def workers(self) -> dict[str, WorkerInfo]:
@@ -112,16 +172,17 @@ class Fleet:
         }
 
     def problem(self) -> tuple[Problem, dict[str, str]]:
-        """The planning problem as things stand.
+        """The planning problem as things stand, from what was measured and what serving says since.
+
+        What a site did not measure is predicted; ``completions`` says what that is.
 
         Returns:
             The problem, and for each query that is left out of it, why.
         """
         online = {name: state for name, state in sorted(self.agents.items()) if state.online}
+        self.completions = self._complete(online)
         profiles = {
-            (name, pipeline): profile
-            for name, state in online.items()
-            for pipeline, profile in state.profiles.items()
+            key: found.profile for key, found in self.completions.items() if found.profile is not None
         }
         left_out = {
             query.name: reason
@@ -151,9 +212,53 @@ class Fleet:
             return f"pipeline {query.pipeline!r} has no accuracy profile"
         if query.origin not in online:
             return f"its origin {query.origin!r} is offline"
+        found = self.completions.get((query.origin, query.pipeline))
+        if found is not None and found.profile is None:
+            return f"its origin {found.lacking}"
         if (query.origin, query.pipeline) not in profiles:
             return f"its origin {query.origin!r} has not measured {query.pipeline!r} yet"
         return None
+
+    def _complete(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], Completion]:
+        """Every online site's profiles with what serving says and with what was not measured."""
+        references = {name: self._reference(name) for name in self.pipelines}
+        return {
+            (site, pipeline): self._completion(site, pipeline, references[pipeline])
+            for site, state in online.items()
+            for pipeline in state.profiles
+        }
+
+    def _reference(self, name: str) -> SiteProfile | None:
+        if name in self._references:
+            return self._references[name]
+        profiles = [state.profiles[name] for state in self.agents.values() if name in state.profiles]
+        return reference_of(self.pipelines[name], profiles)
+
+    def _completion(self, site: str, pipeline: str, reference: SiteProfile | None) -> Completion:
+        state = self.agents[site]
+        known = _Known(
+            partial=self.feedback.applied(state.profiles[pipeline]),
+            reference=reference,
+            prior=prior_of(self._device(site), self._device(reference.site) if reference else None),
+            hopeless=state.hopeless.get(pipeline, frozenset()),
+        )
+        before = self._completed.get((site, pipeline))
+        if before is None or before[0] != known:
+            found = complete(
+                self.pipelines[pipeline],
+                known.partial,
+                known.reference,
+                prior=known.prior,
+                hopeless=known.hopeless,
+            )
+            before = self._completed[site, pipeline] = known, found
+        return before[1]
+
+    def _device(self, site: str) -> DeviceProfile | None:
+        """The device profile that a site's agent names, if there is one."""
+        state = self.agents.get(site)
+        hello = state.hello if state is not None else None
+        return self._devices.get(hello.device_profile or "") if hello is not None else None
 
     def _links(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], Link]:
         links: dict[tuple[str, str], Link] = {}

@@ -23,7 +23,7 @@ def event_of(topic: str, payload: bytes) -> ev.Event | None:
         return ev.MessageRefused(topic=topic[:200], problem=str(error))
 
 
-def _event(topic: topics.Topic, payload: bytes) -> ev.Event | None:  # noqa: PLR0911  # one line a kind
+def _event(topic: topics.Topic, payload: bytes) -> ev.Event | None:  # noqa: PLR0911, PLR0912  # one line a kind
     agent, item = topic.agent or "", topic.item or ""
     message = codec.decode(topic.kind, payload) if payload else None
     match message:
@@ -33,6 +33,8 @@ def _event(topic: topics.Topic, payload: bytes) -> ev.Event | None:  # noqa: PLR
             return ev.AgentHello(agent=agent, hello=message)
         case messages.ProfileMessage():
             return ev.AgentProfile(agent=agent, profile=message)
+        case messages.ServedMessage():
+            return ev.AgentServed(agent=agent, served=message)
         case messages.TelemetryMessage():
             return ev.AgentTelemetry(agent=agent, telemetry=message)
         case messages.AckMessage():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from compass_shared.messages import HelloMessage, LinkReport, ProfileMessage
-from compass_shared.profile import SiteProfile
+from compass_shared.messages import HelloMessage, LinkReport, ProfileMessage, ServedMessage
+from compass_shared.profile import OperatorProfile, SiteProfile
 
 MAX_CORES = 100_000.0
+MAX_AMOUNT = 1e30
+"""Of anything: squares of what is larger are no numbers any more."""
 
 
 def hello_problem(hello: HelloMessage) -> str | None:
@@ -35,10 +36,30 @@ def profile_problem(message: ProfileMessage) -> str | None:
     return next((problem for link in message.links if (problem := _link_problem(link)) is not None), None)
 
 
+def served_problem(message: ServedMessage) -> str | None:
+    """What is wrong with the numbers of a report of serving, or None."""
+    if not _is_amount(message.over_s):
+        return f"over_s is {message.over_s}"
+    for variant, found in message.operators.items():
+        if found.count < 1:
+            return f"{variant}.count is {found.count}"
+        if not found.mean_s > 0:
+            return f"{variant}.mean_s is {found.mean_s}"
+    named = _operator_amounts(message.operators)
+    return next((f"{name} is {value}" for name, value in named if not _is_amount(value)), None)
+
+
 def _amounts(profile: SiteProfile) -> Iterator[tuple[str, float]]:
     yield "request_mean_bytes", profile.request_mean_bytes
     yield "request_var_bytes2", profile.request_var_bytes2
-    for variant, found in profile.operators.items():
+    yield "overhead_s", profile.overhead_s
+    yield from ((f"slowdowns.{name}", value) for name, value in profile.slowdowns.items())
+    yield from _operator_amounts(profile.operators)
+
+
+def _operator_amounts(operators: Mapping[str, OperatorProfile]) -> Iterator[tuple[str, float]]:
+    for variant, found in operators.items():
+        yield f"{variant}.count", found.count
         yield f"{variant}.mean_s", found.mean_s
         yield f"{variant}.var_s2", found.var_s2
         yield f"{variant}.p95_s", found.p95_s
@@ -60,4 +81,4 @@ def _link_problem(link: LinkReport) -> str | None:
 
 
 def _is_amount(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
+    return 0 <= value <= MAX_AMOUNT  # NaN is neither

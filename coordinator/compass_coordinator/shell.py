@@ -9,7 +9,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from compass_coordinator.inbox import event_of
 from compass_coordinator.planner.fleet import TemplateCache
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.profiler.next_probe import Wish, next_probes
 from compass_coordinator.store import FileStore
 from compass_shared import codec
 from compass_shared.background import Background
 from compass_shared.broker_url import parse_address
 from compass_shared.clock import Clock, MonotonicClock
+from compass_shared.device_profile import known_device_profiles
 from compass_shared.errors import CompassError, MessageError, TransportError
 from compass_shared.messages import CoordinatorMessage
 from compass_shared.model_cache import ModelCache
@@ -35,8 +37,7 @@ from compass_shared.model_routes import model_routes
 from compass_shared.mqtt import MqttTransport
 from compass_shared.notices import Notice, OnNotice, safely
 from compass_shared.pipeline import Pipeline
-from compass_shared.problem import Problem
-from compass_shared.profile import AccuracyTable
+from compass_shared.profile import AccuracyTable, SiteProfile
 from compass_shared.topics import Kind, Topics
 from compass_shared.transport import Connected, Disconnected, Received, Transport, TransportEvent, Will
 
@@ -63,6 +64,8 @@ class CoordinatorConfig:
     model_address: str | None = None
     """Base URL under which agents reach the model server, if not the one it listens on."""
     client_id: str = "coordinator"
+    references: Mapping[str, SiteProfile] = field(default_factory=dict)
+    """Pipeline -> profile to predict from what agents did not measure; else that of one who measured all."""
 
 
 class CoordinatorShell:
@@ -97,7 +100,12 @@ class CoordinatorShell:
         """Time of the latest retained message, or of the connection if none came."""
         self._connected = False
         self._stopped: asyncio.Future[str] | None = None
-        self.fleet = Fleet(pipelines=config.pipelines, accuracy=config.accuracy)
+        self.fleet = Fleet(
+            pipelines=config.pipelines,
+            accuracy=config.accuracy,
+            references=config.references,
+            devices=known_device_profiles(),
+        )
         self.core: CoordinatorCore | None = None
 
     async def start(self) -> None:
@@ -177,11 +185,13 @@ class CoordinatorShell:
             topic = self._topics.coordinator
         elif action.kind is Kind.PIPELINE:
             topic = self._topics.pipeline(action.item or "")
+        elif action.kind is Kind.PROBE:
+            topic = self._topics.agent(action.kind, action.agent or "")
         else:
             topic = self._topics.query(action.kind, action.agent or "", action.item or "")
         try:
             payload = b"" if action.message is None else codec.encode(action.message)
-            self._transport.publish(topic, payload, retain=True)
+            self._transport.publish(topic, payload, retain=action.kind is not Kind.PROBE)
         except (MessageError, TransportError) as error:
             logger.warning("not published on %s: %s", topic, error)
 
@@ -223,7 +233,7 @@ class CoordinatorShell:
     async def _plan(self, action: ev.StartPlanning) -> None:
         started_s = self._clock.now_s()
         try:
-            plan = await asyncio.to_thread(_solve, action.problem, self.config.policy, self._templates)
+            plan, wishes = await asyncio.to_thread(_solve, action, self.config.policy, self._templates)
         except Exception as error:
             # Even a planner's bug leaves the fleet serving what it has.
             logger.exception("planning failed")
@@ -241,7 +251,7 @@ class CoordinatorShell:
                 },
             )
         )
-        self.handle(ev.Planned(version=action.version, problem=action.problem, plan=plan))
+        self.handle(ev.Planned(version=action.version, problem=action.problem, plan=plan, wishes=wishes))
 
     async def _serve_models(self) -> str | None:
         if self.config.cache_root is None:
@@ -267,8 +277,15 @@ class CoordinatorShell:
             self._stopped.set_exception(error)
 
 
-def _solve(problem: Problem, policy: str, templates: TemplateCache) -> FleetPlan:
-    return plan_fleet(problem, POLICIES[policy], timer=time.perf_counter, templates=templates)
+def _solve(
+    asked: ev.StartPlanning, policy: str, templates: TemplateCache
+) -> tuple[FleetPlan, tuple[Wish, ...]]:
+    plan = plan_fleet(asked.problem, POLICIES[policy], timer=time.perf_counter, templates=templates)
+    try:
+        return plan, next_probes(asked.problem, plan, asked.predicted, policy=POLICIES[policy])
+    except Exception:
+        logger.exception("nothing is asked of agents: what is worth a probe was not found")
+        return plan, ()
 
 
 def _mqtt(shell: CoordinatorShell) -> Transport:

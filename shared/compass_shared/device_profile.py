@@ -121,3 +121,13 @@ def find_device_profile(name_or_path: str) -> DeviceProfile:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
         raise ConfigError(f"no device profile is called {name_or_path!r}; there are {known}", field="profile")
     return load_device_profile(path)
+
+
+def known_device_profiles() -> dict[str, DeviceProfile]:
+    """All profiles that Compass brings, by name.
+
+    Raises:
+        ConfigError: If one is damaged.
+    """
+    files = data_folder("device_profiles").glob("*.toml")
+    return {profile.name: profile for profile in map(load_device_profile, sorted(files))}

@@ -36,7 +36,7 @@ def joined(fleet: Fleet, *agents: str) -> None:
     for agent in agents:
         fleet.take_hello(agent, hello_of(agent))
         fleet.take_status(agent, ONLINE)
-        assert fleet.take_profile(agent, profile_of(agent)) is None
+        assert fleet.take_profile(agent, profile_of(agent), 0.0) is None
 
 
 def ask(fleet: Fleet, *queries: Query) -> None:
@@ -120,7 +120,7 @@ def test_a_profile_that_is_not_of_this_is_refused(
 ) -> None:
     message = profile_of("phone")
     wrong = replace(message, profile=replace(message.profile, **changes))  # type: ignore[arg-type]
-    assert problem in str(fleet.take_profile("phone", wrong))
+    assert problem in str(fleet.take_profile("phone", wrong, 0.0))
     assert fleet.agents == {}
 
 
@@ -128,7 +128,7 @@ def test_a_later_measurement_replaces_an_earlier_one(fleet: Fleet) -> None:
     joined(fleet, "phone")
     faster = LinkReport(target="edge", rtt_s=0.001, rtt_var_s2=0.0, up_bps=1e8, down_bps=1e8)
     again = replace(profile_of("phone"), links=(faster,))
-    assert fleet.take_profile("phone", again) is None
+    assert fleet.take_profile("phone", again, 0.0) is None
     assert fleet.agents["phone"].links["edge"] == faster
     assert "cloud" not in fleet.agents["phone"].links, "it could not be measured any more"
 
@@ -136,7 +136,7 @@ def test_a_later_measurement_replaces_an_earlier_one(fleet: Fleet) -> None:
 def test_a_profile_of_an_earlier_session_is_refused(fleet: Fleet) -> None:
     joined(fleet, "phone")
     late = replace(profile_of("phone"), session=profile_of("phone").session - 1, links=())
-    assert "earlier session" in str(fleet.take_profile("phone", late))
+    assert "earlier session" in str(fleet.take_profile("phone", late, 0.0))
     assert fleet.agents["phone"].links
 
 
@@ -213,6 +213,6 @@ def test_the_problem_does_not_change_under_the_planner(fleet: Fleet) -> None:
     sites, links, profiles = dict(problem.sites), dict(problem.links), dict(problem.profiles)
     fleet.take_status("edge", OFFLINE)
     fleet.queries.clear()
-    fleet.take_profile("phone", replace(profile_of("phone"), links=()))
+    fleet.take_profile("phone", replace(profile_of("phone"), links=()), 0.0)
     assert (problem.sites, problem.links, problem.profiles) == (sites, links, profiles)
     assert [query.name for query in problem.queries] == ["q1"]
