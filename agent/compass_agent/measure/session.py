@@ -23,7 +23,7 @@ from compass_agent.measure.results_cache import Result, ResultsCache, result_of
 from compass_agent.measure.scoring import score_of
 from compass_agent.measure.walk import Walk
 from compass_agent.operators import OperatorHost
-from compass_agent.runtimes import available_runtimes
+from compass_agent.runtimes import installed_runtimes
 from compass_shared import __version__
 from compass_shared.errors import ConfigError, InferenceError, ModelLoadError, ProfileError
 from compass_shared.measured import Done, InputInfo, Job, Ready, Score
@@ -102,7 +102,7 @@ class MeasuringSession:
             models=used_models(self._pipeline),
             provenance={
                 "compass": __version__,
-                "runtimes": available_runtimes(),
+                "runtimes": installed_runtimes(),
                 "numpy": np.__version__,
                 "python": platform.python_version(),
                 "machine": platform.machine(),
@@ -197,7 +197,7 @@ class _Identities:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._files = (bundle.code_sha256, data_sha256(bundle.folder))
-        self._runtimes = available_runtimes()
+        self._runtimes = installed_runtimes()
         self._known: dict[str, str] = {}
 
     def of(self, operator: Operator, knobs: Knobs) -> str:

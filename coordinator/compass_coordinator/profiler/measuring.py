@@ -8,17 +8,34 @@ reported without a score. So a config that crashes costs no other config anythin
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
+from compass_coordinator.profiler.job_queue import JobQueue
 from compass_coordinator.profiler.measuring_child import MeasuringChild
 from compass_shared.errors import BackendError, CompassError, ProfileError
 from compass_shared.measured import Done, Job, Ready
+
+
+class Child(Protocol):
+    """A measuring process; ``MeasuringChild`` is one."""
+
+    def ready(self) -> Ready:
+        """Wait until it can be asked."""
+
+    def measure(self, job: Job) -> Done:
+        """Have one job done; raises BackendError if the process ended over it."""
+
+    def terminate(self) -> None:
+        """Have it end soon; any thread may call this."""
+
+    def end(self) -> int:
+        """End it and wait until it did."""
 
 
 class MeasuringPool:
@@ -36,6 +53,7 @@ class MeasuringPool:
         cache_bytes: Limit of the cache folder.
         cache_folder: Where operator results are kept from one run to the next, if at all.
         memory_bytes: Limit of the operator results in memory, of each process.
+        start_child: Starts a process with these arguments.
     """
 
     def __init__(
@@ -48,17 +66,20 @@ class MeasuringPool:
         cache_bytes: int = 2 << 30,
         cache_folder: Path | None = None,
         memory_bytes: int = 256 << 20,
+        start_child: Callable[[Sequence[str]], Child] = MeasuringChild,
     ) -> None:
         arguments = [str(bundle_folder), "--split", split, "--cache", str(cache_root)]
         arguments += ["--memory-bytes", str(memory_bytes)]
         if cache_folder is not None:
             arguments += ["--results", str(cache_folder), "--results-bytes", str(cache_bytes)]
         self._arguments = arguments
+        self._start_child = start_child
         self._queue = JobQueue(shared=cache_folder is not None)
         self._changed = threading.Condition()
         """Guards the queue, the children and what follows."""
         self._answers: SimpleQueue[Ready | Done | Exception] = SimpleQueue()
-        self._children: dict[int, MeasuringChild] = {}
+        self._children: dict[int, Child] = {}
+        """Worker -> its process; none after a crash, until it is needed."""
         self._ready: Ready | None = None
         self._outstanding = 0
         self._closing = False
@@ -143,7 +164,7 @@ class MeasuringPool:
 
     def _work(self, worker: int) -> None:
         try:
-            self._start_child(worker)
+            self._child(worker)
             while (job := self._take(worker)) is not None:
                 self._answers.put(self._measured(worker, job))
                 with self._changed:
@@ -151,6 +172,8 @@ class MeasuringPool:
                     self._changed.notify_all()
         except _ClosingError:
             pass
+        except _StartError as failed:
+            self._answers.put(failed.error)
         except Exception as error:  # raised in the thread that uses the pool
             self._answers.put(error)
         finally:
@@ -182,24 +205,29 @@ class MeasuringPool:
             return _failed(job, str(error))
 
     def _tried(self, worker: int, job: Job) -> Done:
-        """Have a job done by the worker's process; after a failure it has a fresh one."""
+        """Have a job done by the worker's process; after a failure there will be a fresh one."""
         try:
-            return self._children[worker].measure(job)
+            return self._child(worker).measure(job)
         except BackendError:
-            self._start_child(worker)
+            self._end_child(worker)
             raise
 
-    def _start_child(self, worker: int) -> None:
+    def _child(self, worker: int) -> Child:
         with self._changed:
             if self._closing:
                 raise _ClosingError
-            child = self._children[worker] = MeasuringChild(self._arguments)
+            if worker in self._children:
+                return self._children[worker]
+            child = self._children[worker] = self._start_child(self._arguments)
         try:
-            ready = child.ready()
-        except CompassError:
+            self._check(child.ready())
+        except CompassError as error:
             if self._closing:
                 raise _ClosingError from None
-            raise
+            raise _StartError(error) from error
+        return child
+
+    def _check(self, ready: Ready) -> None:
         with self._changed:
             first, self._ready = self._ready, self._ready or ready
         if first is None:
@@ -208,52 +236,21 @@ class MeasuringPool:
             raise ProfileError(f"the bundle of {ready.pipeline!r} changed while it was measured; start again")
 
     def _end_child(self, worker: int) -> None:
-        if worker in self._children:
-            self._children[worker].end()
+        with self._changed:
+            child = self._children.pop(worker, None)
+        if child is not None:
+            child.end()
 
 
 class _ClosingError(Exception):
     """The pool is being closed."""
 
 
-class JobQueue:
-    """Which job a process does next.
+class _StartError(Exception):
+    """A process could not be started: the job at hand has nothing to do with it."""
 
-    Args:
-        shared: Whether processes share their results: then an input may go from one to another.
-    """
-
-    def __init__(self, *, shared: bool) -> None:
-        self._shared = shared
-        self._waiting: dict[int, deque[Job]] = {}
-        """Input -> its jobs, in the order that they came."""
-        self._owner: dict[int, int] = {}
-        """Input -> worker that has its results in memory."""
-        self._busy: set[int] = set()
-        """Inputs that are worked on."""
-
-    def put(self, job: Job) -> None:
-        """Add a job."""
-        self._waiting.setdefault(job.input, deque()).append(job)
-
-    def take(self, worker: int) -> Job | None:
-        """The next job of a worker, if there is one for it: of its own inputs first, then of nobody's."""
-        own = (index for index in self._waiting if self._owner.get(index) == worker)
-        free = (index for index in self._waiting if index not in self._owner)
-        others = (index for index in self._waiting if self._shared and index not in self._busy)
-        index = next((index for choice in (own, free, others) for index in choice), None)
-        if index is None:
-            return None
-        self._owner[index] = worker
-        self._busy.add(index)
-        job = self._waiting[index].popleft()
-        if not self._waiting[index]:
-            del self._waiting[index]
-        return job
-
-    def finish(self, job: Job) -> None:
-        """A job that was taken is done."""
-        self._busy.discard(job.input)
+    def __init__(self, error: CompassError) -> None:
+        self.error = error
 
 
 def _joined(first: Done, second: Done) -> Done:
