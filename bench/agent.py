@@ -39,6 +39,7 @@ from compass_agent.bundles import load_bundle
 from compass_agent.config import AgentConfig
 from compass_agent.models import ModelStore
 from compass_agent.operators import BoundOperator
+from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared.framing import MAX_FRAME_BYTES
 from compass_shared.messages import ShareMessage
@@ -273,7 +274,9 @@ async def _serve(folder: Path) -> None:
 def _agent(name: str, folder: Path, **settings: Any) -> AgentConfig:
     tier = Tier.EDGE if "listen" in settings else Tier.DEVICE
     cache = default_cache_dir(os.environ)
-    return AgentConfig(name=name, bundles=(folder,), cache_root=cache, tier=tier, measure=False, **settings)
+    return AgentConfig(
+        name=name, bundles=(folder,), cache_root=cache, tier=tier, measure=Measure.NOTHING, **settings
+    )
 
 
 # --- inputs, memory, imports ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compass_agent.emulate.link import Shape
+from compass_agent.probing import Measure
 from compass_shared.device_profile import DeviceProfile
 from compass_shared.errors import ConfigError
 from compass_shared.names import checked_name
@@ -42,9 +43,10 @@ class AgentConfig:
     """Speed class -> emulated slowdown; empty: the machine as it is."""
     shapes: Mapping[Tier, Shape] = field(default_factory=dict)
     """Tier of a worker -> emulated link to it."""
-    measure: bool = True
-    """Measure operators at the start; an agent without a broker has no use for it."""
+    measure: Measure = Measure.FULL
+    """Which operators are measured; an agent without a broker has no use for it."""
     measure_budget_s: float = 20.0
+    """Time for each measurement of one pipeline's operators."""
     telemetry_interval_s: float = 5.0
 
     def __post_init__(self) -> None:

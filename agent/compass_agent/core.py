@@ -14,6 +14,7 @@ from typing import Any
 
 from compass_agent import events as ev
 from compass_agent.assignments import AssignmentBook
+from compass_agent.probing import Measure, ProbeBook
 from compass_agent.requests import RequestBook
 from compass_shared.errors import ConfigError, DeadlineError
 from compass_shared.messages import (
@@ -23,6 +24,7 @@ from compass_shared.messages import (
     ProfileMessage,
     QueryCounters,
     QueryMessage,
+    ServedMessage,
     StatusMessage,
     TelemetryMessage,
     WorkerInfo,
@@ -65,6 +67,9 @@ class _Counters:
         )
 
 
+SERVED_EVERY = 12
+"""Telemetry messages from one report of what serving took to the next."""
+
 MAX_DEADLINE_S = 86_400.0
 """Longest that a request may be allowed."""
 
@@ -80,6 +85,7 @@ class AgentCore:
         session: Session epoch; higher at every start.
         pipelines: Installed pipelines by name.
         assignments: What was in force when the agent last stopped, from disk.
+        measure: Which operators it measures.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class AgentCore:
         session: int,
         pipelines: Mapping[str, Pipeline],
         assignments: Mapping[str, Assignment] | None = None,
+        measure: Measure = Measure.FULL,
     ) -> None:
         self._name = name
         self._session = session
@@ -102,6 +109,8 @@ class AgentCore:
         self._hello: HelloMessage | None = None
         self._profiles: dict[str, ProfileMessage] = {}
         """Pipeline -> latest measurement."""
+        self._probes = ProbeBook(pipelines, measure)
+        self._telemetry_sent = 0
         self._workers: dict[str, WorkerInfo] = {}
         """Workers whose links were asked for, by site."""
         self._peers: tuple[str, ...] = ()
@@ -115,7 +124,11 @@ class AgentCore:
             ev.BrokerLost: self._broker_lost,
             ev.HelloReady: self._hello_ready,
             ev.ProfileReady: self._profile_ready,
+            ev.MeasuringDue: self._measuring_due,
+            ev.MeasuringEnded: self._measuring_ended,
+            ev.ProbesAsked: self._probes_asked,
             ev.TelemetryDue: self._telemetry_due,
+            ev.ServedCounted: self._served_counted,
             ev.AssignmentArrived: self._assignment_arrived,
             ev.ShareArrived: self._share_arrived,
             ev.ShareReady: self._share_ready,
@@ -225,11 +238,48 @@ class AgentCore:
             queries={name: counters.frozen() for name, counters in self._counters.items()},
             epochs={name: assignment.epoch for name, assignment in self._book.in_force.items()},
         )
-        return [ev.Send(kind=Kind.TELEMETRY, message=message, qos=0)]
+        self._telemetry_sent += 1
+        served = [ev.CountServed()] if self._telemetry_sent % SERVED_EVERY == 0 else []
+        return [ev.Send(kind=Kind.TELEMETRY, message=message, qos=0), *served]
+
+    def _served_counted(self, event: ev.ServedCounted, _now_s: float) -> list[ev.Action]:
+        if not self._connected:
+            return []
+        messages = [
+            ServedMessage(
+                session=self._session,
+                pipeline=name,
+                digest=self._pipelines[name].digest,
+                operators=operators,
+                over_s=event.over_s,
+            )
+            for name, operators in event.operators.items()
+        ]
+        return [ev.Send(kind=Kind.SERVED, message=message, qos=0) for message in messages]
 
     def _message_refused(self, _event: ev.MessageRefused, _now_s: float) -> list[ev.Action]:
         self._refused_messages += 1
         return []
+
+    # --- what is measured -------------------------------------------------------------------------
+
+    def _measuring_due(self, _event: ev.MeasuringDue, _now_s: float) -> list[ev.Action]:
+        self._probes.begin()
+        return self._measure_next()
+
+    def _probes_asked(self, event: ev.ProbesAsked, _now_s: float) -> list[ev.Action]:
+        if event.probes.epoch < self._book.coordinator_epoch or self._probes.ask(event.probes) is not None:
+            self._refused_messages += 1
+            return []
+        return self._measure_next()
+
+    def _measuring_ended(self, _event: ev.MeasuringEnded, _now_s: float) -> list[ev.Action]:
+        self._probes.ended()
+        return self._measure_next()
+
+    def _measure_next(self) -> list[ev.Action]:
+        wanted = self._probes.next()
+        return [] if wanted is None else [wanted]
 
     # --- decisions of the coordinator -------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from compass_shared.messages import (
     LinkReport,
     Message,
     PipelineMessage,
+    ProbeMessage,
     ProfileMessage,
     ShareMessage,
     WorkerInfo,
 )
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
+from compass_shared.profile import OperatorProfile
 from compass_shared.query import Query
 from compass_shared.segments import Segment
 from compass_shared.topics import Kind
@@ -65,6 +67,25 @@ class ProfileReady:
     """Operators of one pipeline, and the links, were measured."""
 
     profile: ProfileMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringDue:
+    """The agent is up, and a coordinator was heard or waited for long enough: measuring may begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringEnded:
+    """What ``MeasureOperators`` asked for was measured and handed in as ``ProfileReady``, or it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedCounted:
+    """What serving took, by pipeline, since it was last asked for."""
+
+    over_s: float
+    operators: Mapping[str, Mapping[str, OperatorProfile]]
+    """Pipeline -> variant -> what its runs took; pipelines that served nothing are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +139,13 @@ class PipelineArrived:
     """The declarative part of a pipeline, as the coordinator plans with it."""
 
     declaration: PipelineMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbesAsked:
+    """The coordinator wants some variants measured."""
+
+    probes: ProbeMessage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +223,16 @@ Event: TypeAlias = (
     | BrokerLost
     | HelloReady
     | ProfileReady
+    | MeasuringDue
+    | MeasuringEnded
+    | ServedCounted
     | TelemetryDue
     | AssignmentArrived
     | ShareArrived
     | ShareReady
     | CoordinatorArrived
     | PipelineArrived
+    | ProbesAsked
     | MessageRefused
     | QueryDeclared
     | RequestSubmitted
@@ -286,6 +318,20 @@ class OpenModels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOperators:
+    """Measure operators while no request runs, hand the profile in, and report MeasuringEnded."""
+
+    pipeline: str
+    variants: tuple[str, ...] | None
+    """Keys from ``pipeline.variant_key``; None: all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountServed:
+    """Report ServedCounted, and count from nothing again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureLinks:
     """Workers became known or moved: measure the way to them, then the profile can be published."""
 
@@ -302,7 +348,17 @@ class UsePeers:
 
 
 Action: TypeAlias = (
-    Send | RunSegment | Later | Finish | SaveAssignments | HoldShare | OpenModels | MeasureLinks | UsePeers
+    Send
+    | RunSegment
+    | Later
+    | Finish
+    | SaveAssignments
+    | HoldShare
+    | OpenModels
+    | MeasureOperators
+    | CountServed
+    | MeasureLinks
+    | UsePeers
 )
 
 # --- outcomes -------------------------------------------------------------------------------------

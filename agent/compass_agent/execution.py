@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from compass_agent.pace import Pace, Paced
 from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import DeadlineError, MessageError, RefusedError
+from compass_shared.framing import framed_size
 from compass_shared.pipeline import Config, Operator, Pipeline
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ class SegmentResult:
     """Emulated operators that took longer than they should have."""
     overrun_s: float = 0.0
     """By how much, all together."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Operator -> framed bytes of what it made, if that was asked for."""
 
 
-def run_segment(
+def run_segment(  # noqa: PLR0913  # what runs, on what, and how
     host: OperatorHost,
     pipeline: Pipeline,
     operators: Collection[str],
@@ -89,6 +92,7 @@ def run_segment(
     pace: Pace,
     *,
     deadline: Deadline | None = None,
+    sized: bool = False,
 ) -> SegmentResult:
     """Run some operators of a pipeline, in this thread, one after the other.
 
@@ -101,6 +105,7 @@ def run_segment(
         exports: Operators whose values are wanted.
         pace: Speed to run at.
         deadline: Checked before every operator.
+        sized: Whether to find out how large the outputs are, which takes a copy of each.
 
     Raises:
         ConfigError: If there is no such operator or knob value.
@@ -129,6 +134,7 @@ def run_segment(
         busy_s=sum(done.busy_s for done in paced),
         overruns=sum(done.overrun_s > 0 for done in paced),
         overrun_s=sum(done.overrun_s for done in paced),
+        sizes={step.name: framed_size(made[step.name]) for step in steps} if sized else {},
     )
 
 
@@ -173,9 +179,9 @@ class LocalPool:
     def __init__(self, cores: int, *, max_waiting: int = MAX_WAITING, clock: Clock | None = None) -> None:
         self.cores = cores
         self._max_waiting = max_waiting
-        self._clock = clock or MonotonicClock()
+        self.clock = clock or MonotonicClock()
         self._threads = ThreadPoolExecutor(cores, thread_name_prefix="compass-operators")
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._pending = 0
         """Handed in and not finished."""
         self._running = 0
@@ -197,6 +203,11 @@ class LocalPool:
         ahead = self._pending - self.cores + 1
         return max(0, ahead) * self._mean_s / self.cores
 
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait, in a thread that is not the loop's, until nothing runs or waits; False if it never did."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._pending == 0, timeout_s)
+
     async def run(self, call: Callable[[], Result], *, within_s: float = math.inf) -> Pooled[Result]:
         """Make a call in one of the threads; cancelled while it waits, it never runs.
 
@@ -208,7 +219,7 @@ class LocalPool:
             RefusedError: If the queue is full or too slow for that, with when to try again.
         """
         self._admit(within_s)
-        future = self._threads.submit(self._work, call, self._clock.now_s())
+        future = self._threads.submit(self._work, call, self.clock.now_s())
         future.add_done_callback(lambda _: self._count(pending=-1))
         return await asyncio.wrap_future(future)
 
@@ -227,16 +238,18 @@ class LocalPool:
         self._count(pending=1)
 
     def _work(self, call: Callable[[], Result], submitted_s: float) -> Pooled[Result]:
-        started_s = self._clock.now_s()
+        started_s = self.clock.now_s()
         self._count(running=1)
         try:
             return Pooled(value=call(), wait_s=started_s - submitted_s)
         finally:
-            self._count(running=-1, took_s=self._clock.now_s() - started_s)
+            self._count(running=-1, took_s=self.clock.now_s() - started_s)
 
     def _count(self, *, pending: int = 0, running: int = 0, took_s: float | None = None) -> None:
         with self._lock:
             self._pending += pending
             self._running += running
+            if self._pending == 0:
+                self._lock.notify_all()
             if took_s is not None:
                 self._mean_s += (took_s - self._mean_s) * (_NEWEST if self._mean_s else 1)

@@ -33,6 +33,8 @@ def _event(topic: topics.Topic, payload: bytes) -> ev.Event:
             return ev.ShareArrived(query=item, share=cast("messages.ShareMessage | None", message))
         case Kind.COORDINATOR if message is not None:
             return ev.CoordinatorArrived(status=cast("messages.CoordinatorMessage", message))
+        case Kind.PROBE if message is not None:
+            return ev.ProbesAsked(probes=cast("messages.ProbeMessage", message))
         case Kind.PIPELINE if message is not None:
             return ev.PipelineArrived(declaration=cast("messages.PipelineMessage", message))
     raise MessageError(f"{topic.kind.value} is not for an agent, or empty")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import aiohttp
 
 from compass_agent.bundles import Bundle
 from compass_agent.config import AgentConfig
+from compass_agent.execution import LocalPool
 from compass_agent.inputs import load_examples
 from compass_agent.measure.network import measure_link
 from compass_agent.measure.speed import SpeedProgress, measure_speed
@@ -30,6 +32,36 @@ PROBE_SPLIT = "profiling"
 """Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
 
 
+PATIENCE_S = 10.0
+"""Time that one measurement waits, all in all, for moments in which no request runs here."""
+
+
+class Patience:
+    """Waits for moments in which the pool is idle, until the time for that is used up.
+
+    Args:
+        pool: Where requests run.
+        limit_s: Time to wait, all in all: a machine that is never idle is measured in the end as it is.
+    """
+
+    def __init__(self, pool: LocalPool, limit_s: float) -> None:
+        self._pool = pool
+        self._left_s = limit_s
+
+    def wait(self) -> None:
+        """Return when the pool is idle, or the time is up."""
+        started_s = self._pool.clock.now_s()
+        self._pool.wait_idle(max(0.0, self._left_s))
+        self._left_s -= self._pool.clock.now_s() - started_s
+
+
+def merged(known: SiteProfile | None, measured: SiteProfile) -> SiteProfile:
+    """What is known of a site with what was just measured there, which counts where both have a variant."""
+    if known is None:
+        return measured
+    return replace(measured, operators={**known.operators, **measured.operators})
+
+
 class Measuring:
     """Measures one thing at a time, so that nothing disturbs what is measured, and keeps what it found.
 
@@ -39,6 +71,7 @@ class Measuring:
         pace: Speed that it runs at.
         store: Where the inputs' assets come from.
         proxies: Ways to the workers.
+        pool: Where requests run: nothing is measured beside them.
         clock: The time.
         on_notice: Told of progress.
     """
@@ -51,6 +84,7 @@ class Measuring:
         pace: Pace,
         store: ModelStore,
         proxies: LinkProxies,
+        pool: LocalPool,
         clock: Clock,
         on_notice: OnNotice,
     ) -> None:
@@ -59,6 +93,7 @@ class Measuring:
         self._pace = pace
         self._store = store
         self._proxies = proxies
+        self._pool = pool
         self._clock = clock
         self._notice = on_notice
         self._lock = asyncio.Lock()
@@ -67,8 +102,12 @@ class Measuring:
         self.links: dict[str, LinkReport] = {}
         """Worker's site -> the way there."""
 
-    async def operators(self, pipeline: str) -> None:
-        """Measure the operators of one pipeline, beside the loop.
+    async def operators(self, pipeline: str, variants: Collection[str] | None = None) -> None:
+        """Measure operators of one pipeline, beside the loop, and add them to what is known of it.
+
+        Args:
+            pipeline: Name of an installed pipeline.
+            variants: What to measure; None: every variant.
 
         Raises:
             CompassError: If its inputs cannot be had or an operator fails on all of them.
@@ -86,14 +125,20 @@ class Measuring:
             loop.call_soon_threadsafe(self._notice, Notice(kind="measuring", data=data))
 
         async with self._lock:
-            measured = loop.run_in_executor(None, self._measured, bundle, split, progress)
-            self.profiles[pipeline] = await measured
+            patience = Patience(self._pool, PATIENCE_S)
+            measured = loop.run_in_executor(None, self._measured, bundle, split, variants, patience, progress)
+            self.profiles[pipeline] = merged(self.profiles.get(pipeline), await measured)
         self._notice(Notice(kind="measured", data={"pipeline": pipeline}))
 
     def _measured(
-        self, bundle: Bundle, split: str, on_progress: Callable[[SpeedProgress], None]
+        self,
+        bundle: Bundle,
+        split: str,
+        variants: Collection[str] | None,
+        patience: Patience,
+        on_progress: Callable[[SpeedProgress], None],
     ) -> SiteProfile:
-        return measure_speed(
+        report = measure_speed(
             self._host,
             bundle.pipeline,
             load_examples(bundle, split, self._store),
@@ -102,10 +147,13 @@ class Measuring:
             clock=self._clock,
             # The same inputs everywhere: sites are compared, not samples.
             rng=random.Random(0),  # noqa: S311
+            variants=variants,
             budget_s=self._config.measure_budget_s,
             emulated=self._config.emulated,
+            before_pass=patience.wait,
             on_progress=on_progress,
         )
+        return report.profile
 
     async def links_to(self, workers: Mapping[str, WorkerInfo], session: aiohttp.ClientSession) -> None:
         """Measure the way to each of these; one that cannot be measured counts as none.

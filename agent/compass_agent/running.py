@@ -16,6 +16,7 @@ from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segm
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
+from compass_agent.served import Served
 from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock
 from compass_shared.errors import BackendError, CompassError, DeadlineError
@@ -37,16 +38,25 @@ class SegmentRunner:
         pace: Speed to run at.
         proxies: The way to workers.
         clock: The time.
+        served: Told what operators took.
     """
 
     def __init__(
-        self, *, host: OperatorHost, pool: LocalPool, pace: Pace, proxies: LinkProxies, clock: Clock
+        self,
+        *,
+        host: OperatorHost,
+        pool: LocalPool,
+        pace: Pace,
+        proxies: LinkProxies,
+        clock: Clock,
+        served: Served,
     ) -> None:
         self._host = host
         self._pool = pool
         self._pace = pace
         self._proxies = proxies
         self._clock = clock
+        self._served = served
         self._deadlines: dict[str, dict[tuple[int, int], Deadline]] = {}
         """Request -> (attempt, segment) -> deadline, of those that run here."""
         self.overruns = 0
@@ -103,9 +113,11 @@ class SegmentRunner:
             action.segment.exports,
             self._pace,
             deadline=deadline,
+            sized=self._served.wants_sizes(action.pipeline.name),
         )
         pooled = await self._pool.run(call)
         self.overruns += pooled.value.overruns
+        self._served.add(action.pipeline.name, action.plan.config, pooled.value)
         return _done(action, pooled.value.values, pooled.value.timings, wait_s=pooled.wait_s)
 
     async def _there(self, action: RunSegment, http: aiohttp.ClientSession) -> SegmentDone:

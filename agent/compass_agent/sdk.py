@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from compass_agent.config import AgentConfig
 from compass_agent.events import Outcome, QueryDeclared
+from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared.model_cache import default_cache_dir
 from compass_shared.query import Query, Slo, check_query
@@ -53,7 +54,7 @@ class Agent:
         **settings: Any,
     ) -> None:
         settings.setdefault("cache_root", default_cache_dir(os.environ))
-        settings.setdefault("measure", broker is not None)
+        settings.setdefault("measure", Measure.NOTHING if broker is None else Measure.FULL)
         config = AgentConfig(
             name=name, bundles=tuple(Path(b) for b in bundles), broker=broker, fleet=fleet, **settings
         )

@@ -34,6 +34,7 @@ from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
 from compass_agent.running import SegmentRunner, as_compass_error
+from compass_agent.served import Served
 from compass_agent.serving import DataPlane
 from compass_agent.shares import ShareTable
 from compass_agent.worker import Worker
@@ -93,6 +94,7 @@ class AgentShell:
             session=self.session,
             pipelines={name: bundle.pipeline for name, bundle in self.bundles.items()},
             assignments=saved.load(config.state_dir),
+            measure=config.measure,
         )
         self._make_transport = transport or _mqtt
         self._transport: Transport | None = None
@@ -101,10 +103,16 @@ class AgentShell:
         self._topics = Topics(config.fleet)
         self._http: aiohttp.ClientSession | None = None
         self.shares = ShareTable()
+        self._served = Served(rng=random.Random(), since_s=self._clock.now_s())  # noqa: S311  # a sample
         self._data_plane: DataPlane | None = None
         self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
         self._running = SegmentRunner(
-            host=self.host, pool=self.pool, pace=self.pace, proxies=self._proxies, clock=self._clock
+            host=self.host,
+            pool=self.pool,
+            pace=self.pace,
+            proxies=self._proxies,
+            clock=self._clock,
+            served=self._served,
         )
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="compass-disk")
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="compass-models")
@@ -117,6 +125,7 @@ class AgentShell:
             pace=self.pace,
             store=self.store,
             proxies=self._proxies,
+            pool=self.pool,
             clock=self._clock,
             on_notice=on_notice,
         )
@@ -157,8 +166,7 @@ class AgentShell:
             self._background.spawn(self._telemetry_loop(), "telemetry")
         self.handle(ev.Started())
         self._background.spawn(self._introduce(), "introduce")
-        if self.config.measure:
-            self._background.spawn(self._measure_all(), "measure")
+        self._background.spawn(self._begin_measuring(), "measure")
 
     async def close(self) -> None:
         """Stop: requests in flight end with a TransportError, the status becomes offline."""
@@ -204,6 +212,7 @@ class AgentShell:
             pool=self.pool,
             pace=self.pace,
             clock=self._clock,
+            served=self._served,
         )
         return DataPlane(worker, self.store.cache, advertise=self.config.data_address)
 
@@ -277,6 +286,10 @@ class AgentShell:
                 self._background.spawn(self._open_models(action), f"models of {action.pipeline}")
             case ev.UsePeers():
                 self.store.peers = action.addresses
+            case ev.MeasureOperators():
+                self._background.spawn(self._measure_operators(action), f"measuring {action.pipeline}")
+            case ev.CountServed():
+                self.handle(self._served.counted(self._clock.now_s()))
             case ev.MeasureLinks():
                 self._background.spawn(self._measure_links(action.workers), "links")
 
@@ -381,17 +394,21 @@ class AgentShell:
         hello = await loop.run_in_executor(None, describe)
         self.handle(ev.HelloReady(hello=hello))
 
-    async def _measure_all(self) -> None:
+    async def _begin_measuring(self) -> None:
         if self.config.broker is not None:
             # Measuring fetches models: a fleet asks itself for them before a registry.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._peers_known.wait(), PEERS_PATIENCE_S)
-        for name in self.bundles:
-            try:
-                await self._measuring.operators(name)
-            except CompassError as error:  # the other pipelines are measured all the same
-                logger.warning("pipeline %s could not be measured: %s", name, error)
-            self._report()
+        self.handle(ev.MeasuringDue())
+
+    async def _measure_operators(self, action: ev.MeasureOperators) -> None:
+        try:
+            await self._measuring.operators(action.pipeline, action.variants)
+        except Exception as error:  # what else is to be measured is measured all the same
+            problem = as_compass_error(error)
+            logger.warning("pipeline %s could not be measured: %s", action.pipeline, problem)
+        self._report()
+        self.handle(ev.MeasuringEnded())
 
     async def _measure_links(self, workers: Mapping[str, WorkerInfo]) -> None:
         if self.config.tier is not Tier.DEVICE:

@@ -31,6 +31,7 @@ from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segm
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.repeats import Repeats, Reply
+from compass_agent.served import Served
 from compass_agent.shares import ShareTable
 from compass_shared.calls import (
     MEDIA_TYPE,
@@ -84,6 +85,7 @@ class Worker:
         pool: Its threads.
         pace: Speed to run at.
         clock: The time.
+        served: Told what operators took.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Worker:
         pool: LocalPool,
         pace: Pace | None = None,
         clock: Clock | None = None,
+        served: Served | None = None,
     ) -> None:
         self.site = site
         self.pool = pool
@@ -103,6 +106,7 @@ class Worker:
         self._host = host
         self._pace = pace or Pace()
         self.clock = clock or MonotonicClock()
+        self._served = served
         self._repeats = Repeats(lambda reply: reply.status in _FINAL)
 
     def turned_away(self, query: str, token: str) -> Reply | None:
@@ -165,12 +169,13 @@ class Worker:
             clock=self.clock,
         )
         started = False
+        sized = self._served is not None and self._served.wants_sizes(header.pipeline)
 
         def compute() -> tuple[SegmentResult, bytes]:
             nonlocal started
             deadline.check()
             started = True
-            return self._compute(call, deadline, wait_s=self.clock.now_s() - received_s)
+            return self._compute(call, deadline, wait_s=self.clock.now_s() - received_s, sized=sized)
 
         try:
             deadline.check()
@@ -187,9 +192,13 @@ class Worker:
         result, body = done.value
         self.shares.settle(ticket, result.busy_s)
         self.counters.add(header.query, result)
+        if self._served is not None:
+            self._served.add(header.pipeline, header.knobs, result)
         return Reply(200, body)
 
-    def _compute(self, call: Call, deadline: Deadline, *, wait_s: float) -> tuple[SegmentResult, bytes]:
+    def _compute(
+        self, call: Call, deadline: Deadline, *, wait_s: float, sized: bool
+    ) -> tuple[SegmentResult, bytes]:
         """Run and encode, in a thread of the pool."""
         header = call.header
         pipeline = self._host.pipeline(header.pipeline)
@@ -202,6 +211,7 @@ class Worker:
             header.exports,
             self._pace,
             deadline=deadline,
+            sized=sized,
         )
         return result, self._encoded(header, result, wait_s)
 

@@ -14,6 +14,7 @@ import pytest
 
 from compass_agent.events import Source
 from compass_agent.measure import network
+from compass_agent.probing import Measure
 from compass_coordinator import core as coordinator_core
 from compass_coordinator import shell as coordinator_shell
 from compass_coordinator.demo.broker import EmbeddedBroker
@@ -418,7 +419,7 @@ async def test_an_agent_alone_serves_from_what_it_saved(fleet: FleetRig) -> None
     await fleet.stop(device)
     await fleet.broker.down()
     try:
-        device = await fleet.device(state_dir=state, measure=False)
+        device = await fleet.device(state_dir=state, measure=Measure.NOTHING)
         assert device.core.assignments == {"q1": held}
         traffic = Traffic(device, "q1")
         outcome = await traffic.one()
@@ -428,7 +429,7 @@ async def test_an_agent_alone_serves_from_what_it_saved(fleet: FleetRig) -> None
         assert (outcome.source, outcome.attempts) == (Source.FALLBACK, 2)
         await fleet.stop(device)
 
-        device = await fleet.device(state_dir=state, measure=False, broker=None)
+        device = await fleet.device(state_dir=state, measure=Measure.NOTHING, broker=None)
         alone = Traffic(device, "q1")
         outcome = await alone.one()
         assert (outcome.source, outcome.epoch) == (Source.FALLBACK, held.epoch)

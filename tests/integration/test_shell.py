@@ -20,6 +20,7 @@ from compass_agent.assignments import default_plan
 from compass_agent.config import AgentConfig
 from compass_agent.emulate.link import Shape
 from compass_agent.operators import OperatorHost
+from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared import codec, topics
 from compass_shared.messages import (
@@ -60,7 +61,7 @@ class Fleet:
             bundles=(self.bundle,),
             cache_root=self._cache,
             broker="mqtt://in.memory",
-            measure=False,
+            measure=Measure.NOTHING,
             **settings,
         )
         shell = AgentShell(config, transport=self._transport)

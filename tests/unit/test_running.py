@@ -19,6 +19,7 @@ from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
 from compass_agent.running import SegmentRunner
+from compass_agent.served import Served
 from compass_shared.clock import MonotonicClock
 from compass_shared.errors import DeadlineError, InferenceError
 from compass_shared.pipeline import REQUEST
@@ -72,6 +73,7 @@ def runner(calls: list[bytes]) -> SegmentRunner:
         pace=Pace(),
         proxies=LinkProxies({}, rng=random.Random(0)),
         clock=clock,
+        served=Served(rng=random.Random(0), since_s=0.0),
     )
 
 

@@ -87,7 +87,7 @@ class Machine:
             clock=self.clock,
             rng=random.Random(seed),
             **options,
-        )
+        ).profile
 
 
 def test_every_variant_is_tried_until_its_mean_is_known() -> None:

@@ -87,7 +87,7 @@ def _measured(args: argparse.Namespace) -> list[SiteProfile]:
                 budget_s=args.seconds,
                 emulated=args.emulate,
                 on_progress=lambda now: show_status(f"measuring: {now.settled} of {now.variants} settled"),
-            )
+            ).profile
         )
         show_status("")
     return profiles

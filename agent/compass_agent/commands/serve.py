@@ -16,6 +16,7 @@ from compass_agent.commands.shared import Command
 from compass_agent.config import AgentConfig, described_by
 from compass_agent.drive import Driver, commands_from_stdin, emitter, notice_event
 from compass_agent.emulate.link import Shape
+from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
@@ -61,7 +62,22 @@ def _add_agent_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep assignments here over restarts")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="model cache")
-    parser.add_argument("--no-measure", action="store_true", help="do not measure operators at the start")
+    parser.add_argument(
+        "--measure",
+        type=Measure,
+        choices=list(Measure),
+        default=Measure.FULL,
+        metavar="{full,probes,nothing}",
+        help="operators measured: all at the start, a few and what the coordinator asks for, or none "
+        "(default: full)",
+    )
+    parser.add_argument(
+        "--no-measure",
+        action="store_const",
+        dest="measure",
+        const=Measure.NOTHING,
+        help="the same as --measure nothing",
+    )
     parser.add_argument("--measure-seconds", type=float, default=20.0, help="time for each pipeline")
     parser.add_argument(
         "--drive", action="store_true", help="take JSON commands on stdin, print JSON events (for benches)"
@@ -96,7 +112,7 @@ def config_from(args: argparse.Namespace) -> AgentConfig:
         cache_root=args.cache or default_cache_dir(os.environ),
         state_dir=args.state,
         shapes=dict(_shape(text) for text in args.shape),
-        measure=not args.no_measure,
+        measure=args.measure,
         measure_budget_s=args.measure_seconds,
         **(described | {"tier": args.tier}),
     )

@@ -1,37 +1,37 @@
 """How fast this machine runs the operators of a pipeline: requests like any other, with knobs in turn.
 
-A pass runs the pipeline once on an example of the bundle's input set, operator after operator, as a request
-would: what ran before has left its traces in the caches, and each operator sees the spread of inputs, and of
-upstream choices, that requests will bring. (Running all variants of one operator in a row is quicker, and
-measured up to a fifth less CPU time than the same calls took while serving.) Each pass takes, for every
-operator, the variant that was tried least among those whose mean is not yet known well enough. Passes go on
-until every mean is known, or the time is up; each variant is tried ``MIN_TRIES`` times in any case. Before
-them every variant runs once, unmeasured, so that models are loaded and warm.
+Each pass takes, for every operator, the variant that was tried least among those whose mean is not yet known
+well enough, so that each operator sees the spread of inputs, and of upstream choices, that requests will
+bring. Passes go on until every mean is known, or the time is up; each variant is tried ``MIN_TRIES`` times in
+any case. Before them every variant runs once, unmeasured, so that models are loaded and warm.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 
+from compass_agent.measure.passes import Pass, Passes
+from compass_agent.measure.series import Hiccups, Sample, distribution, hiccups_of, rested_ratio
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_shared.clock import Clock
-from compass_shared.errors import InferenceError, ProfileError
+from compass_shared.errors import ProfileError
 from compass_shared.framing import framed_size
-from compass_shared.pipeline import REQUEST, Knobs, Operator, Pipeline, variant_key
+from compass_shared.pipeline import Pipeline
 from compass_shared.profile import OperatorProfile, SiteProfile
-from compass_shared.values import Example, Value
+from compass_shared.values import Example
 
 MIN_TRIES = 4
 SETTLED_REL_SE = 0.04
 """A mean is known well enough when its standard error is this small beside it."""
+MAX_GAP_S = 2.0
+"""A machine that idled for so long is as idle as it gets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +45,39 @@ class SpeedProgress:
     spent_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """What idle gaps do to calls, where they were measured."""
+
+    rate_hz: float
+    gap_s: float
+    busy_share: float
+    """Share of time for which requests at that rate keep the machine busy."""
+    rested_ratio: float
+    """How many times as long a call takes after the gap."""
+
+    def __str__(self) -> str:
+        return (
+            f"after {self.gap_s:.2g} s of idling a call takes {self.rested_ratio:.2f} times as long; "
+            f"at {self.rate_hz:g} requests/s {1 - self.busy_share:.0%} of the calls find the machine idle: "
+            "the figures mix both in that proportion"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedReport:
+    """A profile with what was found out about the machine on the way."""
+
+    profile: SiteProfile
+    samples: tuple[Sample, ...]
+    hiccups: Hiccups
+    gaps: Gaps | None = None
+
+
 @dataclass(slots=True)
-class _Samples:
+class _Tried:
     tries: int = 0
     lasted_s: list[float] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
 
     @property
     def settled(self) -> bool:
@@ -57,11 +85,8 @@ class _Samples:
         count = len(self.lasted_s)
         if self.tries < MIN_TRIES or count == 0:
             return self.tries >= MIN_TRIES
-        return math.sqrt(_variance(self.lasted_s) / count) <= SETTLED_REL_SE * float(np.mean(self.lasted_s))
-
-
-_Table: TypeAlias = dict[str, dict[int, _Samples]]
-"""Operator -> index of the variant -> samples."""
+        error_s = math.sqrt(float(np.var(self.lasted_s, ddof=1)) / count) if count > 1 else 0.0
+        return error_s <= SETTLED_REL_SE * float(np.mean(self.lasted_s))
 
 
 def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
@@ -73,12 +98,17 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     pace: Pace,
     clock: Clock,
     rng: random.Random,
+    variants: Collection[str] | None = None,
     budget_s: float = 20.0,
     max_passes: int = 400,
+    warm_up_runs: int = 1,
+    rate_hz: float | None = None,
     emulated: str | None = None,
+    rest: Callable[[float], object] = time.sleep,
+    before_pass: Callable[[], object] = lambda: None,
     on_progress: Callable[[SpeedProgress], None] = lambda _progress: None,
-) -> SiteProfile:
-    """Measure every operator variant of a pipeline here.
+) -> SpeedReport:
+    """Measure operator variants of a pipeline here.
 
     Args:
         host: Runs operators.
@@ -88,120 +118,127 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         pace: Speed to run at.
         clock: For the time budget.
         rng: Draws examples and upstream configs.
+        variants: Keys to measure; None: all. What merely feeds them runs with its first variant, and is in
+            the profile as well.
         budget_s: No pass is started after this time, once every variant was tried ``MIN_TRIES`` times.
         max_passes: Enough passes, whatever is known by then.
+        warm_up_runs: Most unmeasured runs of each variant.
+        rate_hz: Requests per second that the machine will serve: every pass is done back to back and again
+            after the idle gap of that rate, and both are mixed as such requests would meet them. None: back
+            to back alone.
         emulated: Name of the emulated device profile, for the record.
+        rest: Waits for some seconds.
+        before_pass: Called before every pass; may wait, which does not count.
         on_progress: Called after every pass.
 
     Raises:
-        ProfileError: If a variant failed on every input.
+        ConfigError: If there is no such variant.
+        ProfileError: If there is no input, or a variant failed on every one.
     """
     if not examples:
         raise ProfileError(f"pipeline {pipeline.name!r} brings no inputs to measure with")
-    started_s = clock.now_s()
-    _warm_up(host, pipeline, examples[0])
-    table: _Table = {
-        op.name: {index: _Samples() for index, _ in enumerate(op.variants())} for op in pipeline.operators
-    }
-    everything = [samples for variants in table.values() for samples in variants.values()]
-    order = rng.sample(list(examples), len(examples))
+    passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants)
+    passes.warm_up(warm_up_runs)
+    gap_s, busy_share = _gap(passes, rate_hz)
+    table = {name: {key: _Tried() for key in keys} for name, keys in passes.choices.items()}
+    everything = [tried for found in table.values() for tried in found.values()]
+    order = rng.sample(range(len(examples)), len(examples))
+    samples: list[Sample] = []
     requests: list[int] = []
+    waited_s = 0.0
     for done in range(1, max_passes + 1):
+        began_s = clock.now_s()
+        before_pass()
+        waited_s += clock.now_s() - began_s
         example = order[(done - 1) % len(order)]
-        requests.append(framed_size(example.value))
-        _pass(host, pipeline, example, pace, rng, table)
-        spent_s = clock.now_s() - started_s
-        settled = sum(samples.settled for samples in everything)
+        requests.append(framed_size(examples[example].value))
+        chosen = {name: _next_variant(tried, rng) for name, tried in table.items()}
+        samples += _counted(passes.run(example, chosen.__getitem__), table)
+        if gap_s > 0:
+            rest(gap_s)
+            samples += passes.run(example, chosen.__getitem__, rested=True).samples
+        spent_s = passes.elapsed_s - waited_s
+        settled = sum(tried.settled for tried in everything)
         on_progress(SpeedProgress(passes=done, settled=settled, variants=len(everything), spent_s=spent_s))
-        tried = all(samples.tries >= MIN_TRIES for samples in everything)
-        if settled == len(everything) or (tried and spent_s >= budget_s):
+        often = all(tried.tries >= MIN_TRIES for tried in everything)
+        if settled == len(everything) or (often and spent_s >= budget_s):
             break
-    return SiteProfile(
+    hiccups = hiccups_of(samples)
+    profile = SiteProfile(
         site=site,
         pipeline=pipeline.name,
         digest=pipeline.digest,
-        operators=_summaries(pipeline, table),
+        operators=profiles_of(passes, samples, hiccups, busy_share=busy_share),
         request_mean_bytes=float(np.mean(requests)),
         request_var_bytes2=_variance(requests),
         emulated=emulated,
     )
+    ratio = rested_ratio(samples)
+    gaps = None
+    if rate_hz is not None and ratio is not None and busy_share is not None:
+        gaps = Gaps(rate_hz=rate_hz, gap_s=gap_s, busy_share=busy_share, rested_ratio=ratio)
+    return SpeedReport(profile=profile, samples=tuple(samples), hiccups=hiccups, gaps=gaps)
 
 
-def _warm_up(host: OperatorHost, pipeline: Pipeline, example: Example) -> None:
-    """Load every model and run it once, at full speed."""
-    full_speed = Pace()
-    upstream: dict[str, Value] = {REQUEST: example.value}
-    for operator in pipeline.operators:
-        value: Value = None
-        for knobs in operator.variants():
-            value, _ = _run(host, pipeline, operator, knobs, upstream, full_speed) or (value, 0.0)
-        upstream[operator.name] = value
+def profiles_of(
+    passes: Passes, samples: Sequence[Sample], hiccups: Hiccups, *, busy_share: float | None = None
+) -> dict[str, OperatorProfile]:
+    """Variant -> what its calls take and give out.
 
-
-def _pass(
-    host: OperatorHost, pipeline: Pipeline, example: Example, pace: Pace, rng: random.Random, table: _Table
-) -> None:
-    """Run the pipeline once; it ends early where an operator fails on what it was given."""
-    upstream: dict[str, Value] = {REQUEST: example.value}
-    for operator in pipeline.operators:
-        index = _next_variant(table[operator.name], rng)
-        samples = table[operator.name][index]
-        samples.tries += 1
-        result = _run(host, pipeline, operator, list(operator.variants())[index], upstream, pace)
-        if result is None:
-            return
-        value, lasted_s = result
-        samples.lasted_s.append(lasted_s)
-        samples.sizes.append(framed_size(value))
-        upstream[operator.name] = value
-
-
-def _next_variant(variants: Mapping[int, _Samples], rng: random.Random) -> int:
-    """The least tried of those that are not settled; any, when all are."""
-    open_ones = [index for index, samples in variants.items() if not samples.settled] or list(variants)
-    fewest = min(variants[index].tries for index in open_ones)
-    return rng.choice([index for index in open_ones if variants[index].tries == fewest])
-
-
-def _run(
-    host: OperatorHost,
-    pipeline: Pipeline,
-    operator: Operator,
-    knobs: Knobs,
-    upstream: Mapping[str, Value],
-    pace: Pace,
-) -> tuple[Value, float] | None:
-    """Run one variant; None if it fails on this input."""
-    call = host.bind(pipeline.name, operator.name, knobs)
-    inputs = {name: upstream[name] for name in operator.inputs}
-    try:
-        done = pace.run(operator.speed_class, partial(call, inputs))
-    except InferenceError:
-        return None
-    return done.value, done.device_s
-
-
-def _summaries(pipeline: Pipeline, table: _Table) -> dict[str, OperatorProfile]:
-    summaries = {}
-    for operator in pipeline.operators:
-        for index, knobs in enumerate(operator.variants()):
-            key = variant_key(operator.name, knobs)
-            found = table[operator.name][index]
-            if not found.lasted_s:
+    Raises:
+        ProfileError: If a variant that was wanted has no sample.
+    """
+    by_variant: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_variant.setdefault(sample.variant, []).append(sample)
+    profiles = {}
+    for keys in passes.choices.values():
+        for key in keys:
+            if key not in by_variant:
                 raise ProfileError(f"{key} failed on every input it was measured with")
-            summaries[key] = _summary(key, found)
-    return summaries
+            profiles[key] = _profile(key, by_variant[key], hiccups, busy_share)
+    return profiles
 
 
-def _summary(variant: str, found: _Samples) -> OperatorProfile:
+def _gap(passes: Passes, rate_hz: float | None) -> tuple[float, float | None]:
+    """Idle gap between requests at a rate and the share of time in which they keep the machine busy."""
+    if rate_hz is None or not rate_hz > 0:
+        return 0.0, None
+    first = passes.run(0, lambda name: passes.choices[name][0])
+    busy_s = sum(sample.lasted_s for sample in first.samples)
+    return min(MAX_GAP_S, max(0.0, 1 / rate_hz - busy_s)), min(1.0, rate_hz * busy_s)
+
+
+def _counted(done: Pass, table: Mapping[str, Mapping[str, _Tried]]) -> tuple[Sample, ...]:
+    tried = {key: found for variants in table.values() for key, found in variants.items()}
+    for sample in done.samples:
+        tried[sample.variant].tries += 1
+        tried[sample.variant].lasted_s.append(sample.lasted_s)
+    if done.failed is not None:
+        tried[done.failed].tries += 1
+    return done.samples
+
+
+def _next_variant(variants: Mapping[str, _Tried], rng: random.Random) -> str:
+    """The least tried of those that are not settled; any, when all are."""
+    open_ones = [key for key, tried in variants.items() if not tried.settled] or list(variants)
+    fewest = min(variants[key].tries for key in open_ones)
+    return rng.choice([key for key in open_ones if variants[key].tries == fewest])
+
+
+def _profile(
+    variant: str, samples: Sequence[Sample], hiccups: Hiccups, busy_share: float | None
+) -> OperatorProfile:
+    times = distribution(samples, hiccups, busy_share=busy_share)
+    sizes = [sample.output_bytes for sample in samples]
     return OperatorProfile(
         variant=variant,
-        mean_s=float(np.mean(found.lasted_s)),
-        var_s2=_variance(found.lasted_s),
-        p95_s=float(np.quantile(found.lasted_s, 0.95)),
-        count=len(found.lasted_s),
-        output_mean_bytes=float(np.mean(found.sizes)),
-        output_var_bytes2=_variance(found.sizes),
+        mean_s=times.mean_s,
+        var_s2=times.var_s2,
+        p95_s=times.p95_s,
+        count=times.count,
+        output_mean_bytes=float(np.mean(sizes)),
+        output_var_bytes2=_variance(sizes),
     )
 
 
