@@ -51,6 +51,8 @@ MOVED = 0.1
 """Plans are made again when a time or a size has moved by this share since the last planning ..."""
 MOVED_ERRORS = 3.0
 """... and by this many of its standard errors."""
+SIZED = 1 / 16
+"""Share of the runs whose outputs agents look at."""
 _Z_TWO_SIDED = 1.96
 
 _Key = tuple[str, str]
@@ -155,22 +157,25 @@ class _Track:
     def moved(self) -> bool:
         """Whether what is believed is clearly not what the last planning was told."""
         now, told = self.figures(), self.planned
-        if now is None or told is None:
+        if now is None or told is None or self.served is None:
             return now is not told
-        return _differ(_spread_of(now), _spread_of(told), now.count) or _differ(
-            (now.output_mean_bytes, now.output_var_bytes2),
-            (told.output_mean_bytes, told.output_var_bytes2),
-            now.count,
+        runs = self.served.weight
+        return _differ(_time(now), _time(told), runs) or _differ(
+            _size(now), _size(told), max(1.0, SIZED * runs)
         )
 
 
-def _spread_of(found: OperatorProfile) -> tuple[float, float]:
+def _time(found: OperatorProfile) -> tuple[float, float]:
     return found.mean_s, found.var_s2
 
 
-def _differ(now: tuple[float, float], told: tuple[float, float], count: int) -> bool:
-    """Whether a mean, or the mean and its spread that make a p95, moved beyond doubt."""
-    error = MOVED_ERRORS * math.sqrt(now[1] / count)
+def _size(found: OperatorProfile) -> tuple[float, float]:
+    return found.output_mean_bytes, found.output_var_bytes2
+
+
+def _differ(now: tuple[float, float], told: tuple[float, float], runs: float) -> bool:
+    """Whether a mean, or the mean and its spread that make a p95, moved beyond what few runs may."""
+    error = MOVED_ERRORS * math.sqrt(now[1] / runs)
     high_now, high_told = (mean + Z95 * math.sqrt(var) for mean, var in (now, told))
     return any(
         abs(new - old) > max(MOVED * old, error) for new, old in ((now[0], told[0]), (high_now, high_told))
