@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compass_agent.measure.accuracy import aggregated
 from compass_agent.measure.grid import InputResult, measure_input
 from compass_agent.measure.results_cache import result_of
 from compass_shared.errors import InferenceError, ProfileError, TransportError
-from compass_shared.pipeline import REQUEST, Config, Knobs, Operator, Pipeline, variant_key
+from compass_shared.pipeline import REQUEST, Config, Knobs, Metric, Operator, Pipeline, variant_key
 from compass_shared.values import Example, Value
 from support.agents import pipeline_of, python_operator
 
@@ -130,6 +132,51 @@ def test_a_result_that_cannot_be_framed_is_a_failure() -> None:
     assert set(result.scores) == {0.0}
     assert result.failures == 2
     assert {variant.split("[")[0] for variant, _ in run.calls} == {"prepare", "detect", "turn"}
+
+
+def test_a_ratio_keeps_both_counts_and_a_failure_counts_as_much_as_others() -> None:
+    def breaks(operator: Operator, inputs: Mapping[str, Any], knobs: Mapping[str, Any]) -> Any:
+        if knobs.get("side") == 20:
+            raise InferenceError(operator.name, "out of memory")
+        return add_up(operator, inputs, knobs)
+
+    def counted(output: Any, truth: Any) -> tuple[int, int]:
+        return output % 7, 9
+
+    metric = Metric(name="words", function=".data:score", kind="ratio")
+    ratio = dataclasses.replace(PAGES, metric=metric)
+    configs = list(ratio.configs())
+    result = measure_input(ratio, configs, EXAMPLE, run=Runs(breaks), score=counted)
+    assert set(result.denominators) == {9}
+    for config, found in zip(configs, result.scores, strict=True):
+        assert (found == 0) or config["detect"]["side"] != 20
+    assert len(set(result.scores)) > 2
+
+
+def test_ratios_are_of_sums_with_the_error_of_what_is_linear_in_them() -> None:
+    """By hand: R = 6/10, residuals -0.2, 0.2 and 0, so that the error is sqrt(3/2 * 0.08) / 10."""
+    results = [
+        InputResult(name=str(i), group="", scores=(n,), denominators=(d,), failures=0, seconds={}, runs={})
+        for i, (n, d) in enumerate([(1, 2), (2, 3), (3, 5)])
+    ]
+    ratios, errors = aggregated(results)
+    assert ratios == pytest.approx([0.6])
+    assert errors == pytest.approx([math.sqrt(3 / 2 * (0.2**2 + 0.2**2 + 0)) / 10])
+    nothing = [dataclasses.replace(result, denominators=(0.0,)) for result in results]
+    with pytest.raises(ProfileError, match="counted nothing"):
+        aggregated(nothing)
+
+
+def test_a_mean_is_a_ratio_whose_denominators_are_one() -> None:
+    scores = np.random.default_rng(3).random((20, 2))
+    results = [
+        InputResult(name=str(i), group="", scores=tuple(row), failures=0, seconds={}, runs={})
+        for i, row in enumerate(scores)
+    ]
+    means, errors = aggregated(results)
+    assert means == pytest.approx(scores.mean(axis=0))
+    assert errors == pytest.approx(scores.std(axis=0, ddof=1) / math.sqrt(20))
+    assert aggregated(results[:1])[1].tolist() == [0, 0]
 
 
 def test_the_same_output_is_scored_once() -> None:

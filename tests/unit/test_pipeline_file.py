@@ -90,6 +90,15 @@ def replaced(old: str, new: str) -> str:
     return VALID.replace(old, new, 1)
 
 
+def test_a_metric_may_be_a_ratio_and_inputs_may_have_features(file: Path) -> None:
+    text = VALID.replace('name = "exact"', 'name = "exact"\nkind = "ratio"')
+    pipeline = loaded(file, text.replace("[metric]", 'features = ".data:about"\n\n[metric]'))
+    assert pipeline.metric is not None
+    assert pipeline.metric.kind == "ratio"
+    assert pipeline.inputs is not None
+    assert pipeline.inputs.features == ".data:about"
+
+
 def test_operators_come_in_topological_order(file: Path) -> None:
     pipeline = loaded(file, VALID)
     assert [operator.name for operator in pipeline.operators] == ["clean", "classify", "decide"]
@@ -99,6 +108,7 @@ def test_operators_come_in_topological_order(file: Path) -> None:
     assert (pipeline.metric.name, pipeline.metric.kind) == ("exact", "mean")
     assert pipeline.inputs is not None
     assert pipeline.inputs.splits == {"profiling": 3, "heldout": 2}
+    assert pipeline.inputs.features is None
     assert pipeline.models["large"].sha256 == SHA_B
 
 
@@ -180,7 +190,7 @@ def test_the_example_is_valid() -> None:
         ('output = "decide"', 'output = "clean"', "17 operators[0].name", "nothing reads 'decide'"),
         ("splits = {", "splits = 3 #", "9 inputs.splits", "Expected `object`, got `int`"),
         ('{ words = "words" }\n\n[me', '{ words = "w" }\n\n[me', "10 inputs.assets", "has no 'w'"),
-        ('"exact"', '"exact"\nkind = "max"', "14 metric.kind", "'max' is not one of ('mean',)"),
+        ('"exact"', '"exact"\nkind = "max"', "14 metric.kind", "'max' is not one of mean, ratio"),
         # An operator's table; the first one begins on line 16.
         ('e = "decide"', 'e = "decide"\ncolor = 1', "18 operators[0].color", "unknown field `color`"),
         ('e = "decide"', 'e = "clean"', "23 operators[1].name", "two operators are called 'clean'"),

@@ -257,7 +257,7 @@ def _table(
     bundle: Bundle, split: str, configs: Sequence[Config], results: Sequence[InputResult]
 ) -> AccuracyTable:
     count = len(results)
-    means, errors = _aggregated(results)
+    means, errors = aggregated(results)
     pipeline = bundle.pipeline
     metric = pipeline.metric
     return AccuracyTable(
@@ -274,7 +274,7 @@ def _table(
     )
 
 
-def _aggregated(results: Sequence[InputResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def aggregated(results: Sequence[InputResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Accuracy and standard error of every config, both (configs,) float64.
 
     A ratio of sums is treated as linear in them (Cochran, Sampling Techniques, 3rd ed., section 6.3); for a

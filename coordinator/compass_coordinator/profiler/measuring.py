@@ -2,7 +2,8 @@
 
 Operators are code of the bundle and may take their process down. A job whose process ended is tried again in
 a fresh one; if that ends too, its configs are tried in halves, until those that end it are alone and are
-reported without a score. So a config that crashes costs no other config anything.
+reported without a score. So a config that crashes costs no other config anything. What a process ran before
+it ended is not among the runs that are reported.
 """
 
 from __future__ import annotations
