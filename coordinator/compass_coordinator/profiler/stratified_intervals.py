@@ -36,8 +36,9 @@ from compass_coordinator.profiler.sequential import (
 )
 
 _TANGENTS = 40
-_MULTIPLIERS = np.exp(np.linspace(-12.0, 3.0, 91))
-"""Of the constraint; the dual is flat around its best, and a bound anywhere."""
+_LOG_MULTIPLIERS = (-12.0, 3.0)
+_STEPS = 18
+"""Bisections for the multiplier: any is a bound, and the dual is flat around its best."""
 _TINY = 1e-12
 
 
@@ -177,9 +178,16 @@ def _crossings(places: Floats, height: Floats, slope: Floats) -> Floats:
 def _dual(means: Floats, capital: Floats, needed: float) -> Floats:
     """(configs,) largest value of the Lagrangian dual; means are weighted, (configs, strata, corners)."""
     best = means[:, :, 0].sum(axis=1)
-    for multiplier in _MULTIPLIERS:
-        value = (means + multiplier * capital).min(axis=2).sum(axis=1) - multiplier * needed
+    low, high = (np.full(len(means), bound) for bound in _LOG_MULTIPLIERS)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        lagrangian = means + np.exp(middle)[:, np.newaxis, np.newaxis] * capital
+        least = lagrangian.argmin(axis=2)[:, :, np.newaxis]
+        excess = np.take_along_axis(capital, least, axis=2)[:, :, 0].sum(axis=1) - needed
+        value = np.take_along_axis(means, least, axis=2)[:, :, 0].sum(axis=1) + np.exp(middle) * excess
         best = np.maximum(best, value)
+        # The dual is concave and the excess its slope.
+        low, high = np.where(excess > 0, middle, low), np.where(excess > 0, high, middle)
     # Beyond the largest logical mean there is only contradiction.
     ends: Floats = np.minimum(best, means[:, :, -1].sum(axis=1))
     return ends
