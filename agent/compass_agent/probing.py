@@ -106,7 +106,7 @@ def first_probes(pipeline: Pipeline, count: int = FIRST_PROBES) -> tuple[str, ..
 
     Nothing is known of their times yet: bytes of the model stand for work, then the place in the file.
     Classes take turns, the one with the most bytes first; each gives its largest, its smallest, then what
-    lies between. (How a class scales is seen from its large ones, the constant of every call from its small ones.)
+    lies between. (How a class scales is seen from its large ones, the constant of each call from its small.)
     """
     classes: dict[str, list[tuple[int, str]]] = {}
     for operator in pipeline.operators:

@@ -9,6 +9,7 @@ import numpy as np
 
 from compass_agent.events import ServedCounted
 from compass_agent.execution import SegmentResult
+from compass_agent.moments import Moments
 from compass_shared.pipeline import Config, variant_key
 from compass_shared.profile import OperatorProfile
 
@@ -16,27 +17,6 @@ KEPT = 256
 """Times of one variant that are kept for its p95: a fair sample of all that there were."""
 _SIZED = 1 / 16
 """Share of the segments whose outputs' sizes are looked at: that takes a copy of each."""
-
-
-@dataclass(slots=True)
-class Moments:
-    """Running mean and variance (Welford)."""
-
-    count: int = 0
-    mean: float = 0.0
-    _squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        """Take one more value."""
-        self.count += 1
-        step = value - self.mean
-        self.mean += step / self.count
-        self._squares += step * (value - self.mean)
-
-    @property
-    def variance(self) -> float:
-        """Sample variance; 0 for fewer than two values."""
-        return self._squares / (self.count - 1) if self.count > 1 else 0.0
 
 
 @dataclass(slots=True)

@@ -44,6 +44,8 @@ class Passes:
         pace: Speed to run at.
         clock: Time of the measurement.
         variants: Keys to measure; None: all. Operators that only feed them run with their first variant.
+        batch: Requests that go through the pipeline side by side: each operator is called for all of them in
+            one go, and that is one sample.
 
     Raises:
         ConfigError: If there is no such variant, or none was given.
@@ -58,10 +60,12 @@ class Passes:
         pace: Pace,
         clock: Clock,
         variants: Collection[str] | None = None,
+        batch: int = 1,
     ) -> None:
         self._host = host
         self._pipeline = pipeline
         self._examples = examples
+        self._batch = batch
         self._pace = pace
         self._clock = clock
         self._started_s = clock.now_s()
@@ -101,7 +105,7 @@ class Passes:
             runs: Most runs of each variant; it is warm when a run is no longer a tenth faster than the last.
         """
         full_speed = Pace()
-        upstream: dict[str, Value] = {REQUEST: self._examples[0].value}
+        upstream: list[dict[str, Value]] = [{REQUEST: self._examples[0].value}]
         for operator in self.operators:
             value: Value = None
             for key in self.choices[operator.name]:
@@ -110,21 +114,22 @@ class Passes:
                     done = self._call(operator, key, upstream, full_speed)
                     if done is None:
                         break
-                    value = done.value
+                    (value,) = done.value
                     if done.wall_s >= 0.9 * before_s:
                         break
                     before_s = done.wall_s
-            upstream[operator.name] = value
+            upstream[0][operator.name] = value
 
     def run(self, example: int, choose: Callable[[str], str], *, rested: bool = False) -> Pass:
         """Run the pipeline once.
 
         Args:
-            example: Index of the input.
+            example: Index of the input; the others of a batch follow it.
             choose: Operator -> the variant to run.
             rested: Whether an idle gap came before, for the record.
         """
-        upstream: dict[str, Value] = {REQUEST: self._examples[example].value}
+        examples = [self._examples[(example + step) % len(self._examples)] for step in range(self._batch)]
+        upstream: list[dict[str, Value]] = [{REQUEST: found.value} for found in examples]
         work: tuple[int | str, ...] = (example,)
         samples: list[Sample] = []
         for operator in self.operators:
@@ -139,15 +144,16 @@ class Passes:
                 at_s=at_s,
                 lasted_s=done.device_s,
                 busy_s=done.busy_s,
-                output_bytes=framed_size(done.value),
+                output_bytes=sum(map(framed_size, done.value)) // self._batch,
                 rested=rested,
             )
             samples.append(self._judged(sample, partial(self._call, operator, key, upstream, self._pace)))
-            upstream[operator.name] = done.value
+            for values, value in zip(upstream, done.value, strict=True):
+                values[operator.name] = value
             work = (*work, key)
         return Pass(samples=tuple(samples))
 
-    def _judged(self, sample: Sample, again: Callable[[], Paced[Value] | None]) -> Sample:
+    def _judged(self, sample: Sample, again: Callable[[], Paced[list[Value]] | None]) -> Sample:
         """The sample without what the machine added to it, found out by a repeat where that is suspected."""
         waits = self._waits.setdefault(sample.variant, deque(maxlen=_WAITS_KEPT))
         usual_s = statistics.median(waits) if waits else 0.0
@@ -160,13 +166,13 @@ class Passes:
         return sample
 
     def _call(
-        self, operator: Operator, key: str, upstream: Mapping[str, Value], pace: Pace
-    ) -> Paced[Value] | None:
+        self, operator: Operator, key: str, upstream: Sequence[Mapping[str, Value]], pace: Pace
+    ) -> Paced[list[Value]] | None:
         """Run one variant; None if it fails on this input."""
         call = self._host.bind(self._pipeline.name, operator.name, self._knobs[key])
-        inputs = {name: upstream[name] for name in operator.inputs}
+        inputs = [{name: values[name] for name in operator.inputs} for values in upstream]
         try:
-            return pace.run(operator.speed_class, partial(call, inputs))
+            return pace.run(operator.speed_class, lambda: [call(each) for each in inputs])
         except InferenceError:
             return None
 

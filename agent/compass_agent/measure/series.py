@@ -9,6 +9,7 @@ Hiccups of all variants are pooled, and each variant is given its share of them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 
+_Z = 1.959964
+"""Normal quantile of 95% confidence, two-sided."""
 _WAITED_S = 1e-3
 _WAITED_SHARE = 0.25
 _LONGER = 1.5
@@ -66,6 +69,10 @@ class Distribution:
     var_s2: float
     p95_s: float
     count: int
+    mean_interval_s: tuple[float, float] | None = None
+    """Low and high of the mean with 95% confidence, by Student's t; None for a single call."""
+    p95_interval_s: tuple[float, float] | None = None
+    """The same of the quantile, by order statistics; None where too few calls bound it from above."""
 
 
 def waited_unusually(lasted_s: float, busy_s: float, usual_wait_s: float) -> bool:
@@ -113,11 +120,14 @@ def distribution(
     mean_s = float(np.average(values, weights=shares))
     spread = float(np.average((values - mean_s) ** 2, weights=shares))
     count = len(samples)
+    var_s2 = spread * count / (count - 1) if count > 1 else 0.0
     return Distribution(
         mean_s=mean_s,
-        var_s2=spread * count / (count - 1) if count > 1 else 0.0,
+        var_s2=var_s2,
         p95_s=_quantile(values, shares, 0.95),
         count=count,
+        mean_interval_s=_mean_interval(mean_s, var_s2, count),
+        p95_interval_s=_p95_interval(lasted),
     )
 
 
@@ -145,6 +155,33 @@ def _weights(rested: NDArray[np.bool_], busy_share: float | None) -> Floats:
         return np.ones(len(rested))
     count, gaps = len(rested), int(rested.sum())
     return np.where(rested, (1 - busy_share) / gaps, busy_share / (count - gaps))
+
+
+def _mean_interval(mean_s: float, var_s2: float, count: int) -> tuple[float, float] | None:
+    if count < 2:
+        return None
+    z, freedom = _Z, count - 1
+    # Student's quantile from the normal one (Cornish-Fisher), good to a percent from 3 calls on.
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    half_s = student * math.sqrt(var_s2 / count)
+    return max(0.0, mean_s - half_s), mean_s + half_s
+
+
+def _p95_interval(lasted: Floats) -> tuple[float, float] | None:
+    """Order statistics between which the quantile lies, whatever the distribution."""
+    count = len(lasted)
+    below = np.cumsum([_binomial(count, k, 0.95) for k in range(count)])
+    low = int(np.searchsorted(below, 0.025, side="right")) - 1
+    high = int(np.searchsorted(below, 0.975))
+    if low < 0 or high >= count:
+        return None
+    ordered = np.sort(lasted)
+    return float(ordered[low]), float(ordered[high])
+
+
+def _binomial(count: int, hits: int, share: float) -> float:
+    ways = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+    return math.exp(ways + hits * math.log(share) + (count - hits) * math.log1p(-share))
 
 
 def _quantile(values: Floats, weights: Floats, share: float) -> float:

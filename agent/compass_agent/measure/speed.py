@@ -18,6 +18,7 @@ import numpy as np
 
 from compass_agent.measure.passes import Pass, Passes
 from compass_agent.measure.series import Hiccups, Sample, distribution, hiccups_of, rested_ratio
+from compass_agent.moments import Moments
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_shared.clock import Clock
@@ -77,16 +78,15 @@ class SpeedReport:
 @dataclass(slots=True)
 class _Tried:
     tries: int = 0
-    lasted_s: list[float] = field(default_factory=list)
+    times_s: Moments = field(default_factory=Moments)
 
     @property
     def settled(self) -> bool:
         """Whether the mean is known well enough, or cannot be."""
-        count = len(self.lasted_s)
-        if self.tries < MIN_TRIES or count == 0:
+        if self.tries < MIN_TRIES or self.times_s.count == 0:
             return self.tries >= MIN_TRIES
-        error_s = math.sqrt(float(np.var(self.lasted_s, ddof=1)) / count) if count > 1 else 0.0
-        return error_s <= SETTLED_REL_SE * float(np.mean(self.lasted_s))
+        error_s = math.sqrt(self.times_s.variance / self.times_s.count)
+        return error_s <= SETTLED_REL_SE * self.times_s.mean
 
 
 def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
@@ -102,6 +102,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     budget_s: float = 20.0,
     max_passes: int = 400,
     warm_up_runs: int = 1,
+    batch: int = 1,
     rate_hz: float | None = None,
     emulated: str | None = None,
     rest: Callable[[float], object] = time.sleep,
@@ -123,6 +124,8 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         budget_s: No pass is started after this time, once every variant was tried ``MIN_TRIES`` times.
         max_passes: Enough passes, whatever is known by then.
         warm_up_runs: Most unmeasured runs of each variant.
+        batch: Requests that are called for in one go; above 1 the times are those of the whole batch, and
+            the profile is not one to plan with.
         rate_hz: Requests per second that the machine will serve: every pass is done back to back and again
             after the idle gap of that rate, and both are mixed as such requests would meet them. None: back
             to back alone.
@@ -137,7 +140,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     """
     if not examples:
         raise ProfileError(f"pipeline {pipeline.name!r} brings no inputs to measure with")
-    passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants)
+    passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants, batch=batch)
     passes.warm_up(warm_up_runs)
     gap_s, busy_share = _gap(passes, rate_hz)
     table = {name: {key: _Tried() for key in keys} for name, keys in passes.choices.items()}
@@ -213,7 +216,7 @@ def _counted(done: Pass, table: Mapping[str, Mapping[str, _Tried]]) -> tuple[Sam
     tried = {key: found for variants in table.values() for key, found in variants.items()}
     for sample in done.samples:
         tried[sample.variant].tries += 1
-        tried[sample.variant].lasted_s.append(sample.lasted_s)
+        tried[sample.variant].times_s.add(sample.lasted_s)
     if done.failed is not None:
         tried[done.failed].tries += 1
     return done.samples
@@ -239,6 +242,8 @@ def _profile(
         count=times.count,
         output_mean_bytes=float(np.mean(sizes)),
         output_var_bytes2=_variance(sizes),
+        mean_interval_s=times.mean_interval_s,
+        p95_interval_s=times.p95_interval_s,
     )
 
 
