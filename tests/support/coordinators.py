@@ -14,6 +14,7 @@ from compass_coordinator import events as ev
 from compass_coordinator.core import CoordinatorCore
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.profiler.next_probe import next_probes
 from compass_shared.messages import (
     AckMessage,
     AssignmentMessage,
@@ -86,10 +87,14 @@ def hello_of(agent: str, *, session: int = 100, digest: str = PIPELINE.digest) -
     )
 
 
-def profile_of(agent: str, *, digest: str = PIPELINE.digest) -> ProfileMessage:
-    """An agent's measurements; devices know the way to every worker."""
+VARIANTS = tuple(variant_key(op.name, knobs) for op in PIPELINE.operators for knobs in op.variants())
+
+
+def profile_of(
+    agent: str, *, digest: str = PIPELINE.digest, variants: Sequence[str] = VARIANTS
+) -> ProfileMessage:
+    """An agent's measurements, perhaps of some variants only; devices know the way to every worker."""
     mean_s = WORK_S[TIERS[agent]]
-    variants = [variant_key(op.name, knobs) for op in PIPELINE.operators for knobs in op.variants()]
     operators = {
         variant: OperatorProfile(
             variant=variant,
@@ -183,6 +188,8 @@ class Retained:
                 assert (site, query) in self.shares(), "a share stays while its assignment does"
 
     def _send(self, send: ev.Send, epoch: int) -> None:
+        if send.kind is Kind.PROBE:
+            return  # it is not retained
         key = send.kind, send.agent or "", send.item or ""
         if send.message is None:
             self.messages.pop(key, None)
@@ -254,12 +261,12 @@ class CheckedCoordinator:
                 self.asked.append((action.agent or "", action.message))
         return actions
 
-    def join(self, *agents: str) -> None:
-        """Agents come online and send their measurements."""
+    def join(self, *agents: str, variants: Sequence[str] = VARIANTS) -> None:
+        """Agents come online and send their measurements, perhaps of some variants only."""
         for agent in agents:
             self(ev.AgentHello(agent=agent, hello=hello_of(agent)))
             self(status_of(agent))
-            self(ev.AgentProfile(agent=agent, profile=profile_of(agent)))
+            self(ev.AgentProfile(agent=agent, profile=profile_of(agent, variants=variants)))
 
     def tick(self, after_s: float = 0.0) -> list[ev.Action]:
         """Let time pass."""
@@ -271,7 +278,8 @@ class CheckedCoordinator:
         asked, self.planning = self.planning, None
         assert asked is not None
         plan = self._solve(asked.problem)
-        return self(ev.Planned(version=asked.version, problem=asked.problem, plan=plan))
+        wishes = next_probes(asked.problem, plan, asked.predicted)
+        return self(ev.Planned(version=asked.version, problem=asked.problem, plan=plan, wishes=wishes))
 
     def settle(self) -> list[ev.Action]:
         """Let the fleet be quiet until the planner was asked, and let it answer."""

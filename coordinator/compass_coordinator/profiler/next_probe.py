@@ -92,6 +92,8 @@ def next_probes(
     Returns:
         At most one wish for each site, the best per second of probing first; none if too little is at stake.
     """
+    if not predictions:
+        return ()
     total = sum(query.weight for query in problem.queries)
     at_stake: dict[tuple[str, str], dict[str, float]] = {}
     for query, changes in _changes(problem, plan, predictions, policy):
