@@ -91,11 +91,16 @@ class _TfliteModel:
 
 
 class _Instance:
-    """One interpreter with its tensors allocated."""
+    """One interpreter; its tensors are allocated for the last input's shape."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
-        self._interpreter.allocate_tensors()
+        # A network that takes any size may be unable to run at the size that stands in its file.
+        self._allocated = not any(
+            -1 in tensor["shape_signature"] for tensor in self._interpreter.get_input_details()
+        )
+        if self._allocated:
+            self._interpreter.allocate_tensors()
         inputs, outputs = _tensors(self._interpreter)
         self.inputs = {name: int(tensor["index"]) for name, tensor in inputs.items()}
         self._outputs = {name: int(tensor["index"]) for name, tensor in outputs.items()}
@@ -109,13 +114,13 @@ class _Instance:
         return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
     def _fit(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        if shapes == self._shapes:
+        if self._allocated and shapes == self._shapes:
             return
         for name, shape in shapes.items():
             if shape != self._shapes[name]:
                 self._interpreter.resize_tensor_input(self.inputs[name], shape)
         self._interpreter.allocate_tensors()
-        self._shapes = shapes
+        self._allocated, self._shapes = True, shapes
 
 
 def _tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
