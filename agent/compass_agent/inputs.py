@@ -21,12 +21,22 @@ from compass_agent.models import ModelStore
 from compass_shared.errors import ConfigError, MessageError
 from compass_shared.files import write_atomically
 from compass_shared.framing import decode_value, encode_value
+from compass_shared.pipeline import InputSet
 from compass_shared.pipeline_file import FILE_NAME
 from compass_shared.values import Example
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = "inputs"
+
+
+PROBE_SPLIT = "profiling"
+"""Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
+
+
+def split_for_probes(inputs: InputSet) -> str:
+    """The split that operators are measured with."""
+    return PROBE_SPLIT if PROBE_SPLIT in inputs.splits else next(iter(inputs.splits))
 
 
 def load_examples(bundle: Bundle, split: str, store: ModelStore) -> Sequence[Example]:

@@ -13,7 +13,7 @@ import aiohttp
 from compass_agent.bundles import Bundle
 from compass_agent.config import AgentConfig
 from compass_agent.execution import LocalPool
-from compass_agent.inputs import load_examples
+from compass_agent.inputs import load_examples, split_for_probes
 from compass_agent.measure.network import measure_link
 from compass_agent.measure.speed import SpeedProgress, measure_speed
 from compass_agent.models import ModelStore
@@ -27,9 +27,6 @@ from compass_shared.notices import Notice, OnNotice
 from compass_shared.profile import SiteProfile
 
 logger = logging.getLogger(__name__)
-
-PROBE_SPLIT = "profiling"
-"""Split of a bundle's inputs that its operators are measured with, if it has one of that name."""
 
 
 PATIENCE_S = 10.0
@@ -117,7 +114,7 @@ class Measuring:
         if inputs is None:
             logger.warning("pipeline %s brings no inputs to be measured with", pipeline)
             return
-        split = PROBE_SPLIT if PROBE_SPLIT in inputs.splits else next(iter(inputs.splits))
+        split = split_for_probes(inputs)
         loop = asyncio.get_running_loop()
 
         def progress(now: SpeedProgress) -> None:

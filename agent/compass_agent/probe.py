@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 
 from compass_agent.hello import hardware
+from compass_agent.measure.findings import Variation
+from compass_agent.measure.trend import Trend
 from compass_agent.runtimes import available_runtimes
 from compass_shared import __version__
 from compass_shared.messages import HardwareInfo
@@ -26,6 +28,12 @@ class ProbeReport:
     warnings: tuple[str, ...]
     profiles: tuple[SiteProfile, ...] = ()
     """Measured pipelines, if bundles were given."""
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Pipeline -> what the machine does to its figures, in sentences."""
+    trends: Mapping[str, Mapping[str, Trend]] = field(default_factory=dict)
+    """Pipeline -> variant -> how its times changed in minutes of work, where they did."""
+    variations: tuple[Variation, ...] = ()
+    """Figures with other threads and batches, beside those that plans are made with."""
 
 
 def probe() -> ProbeReport:
