@@ -133,10 +133,19 @@ def test_approximate_intervals_cover_from_the_fewest_samples_on(name: str) -> No
 
 
 def test_nothing_is_claimed_from_few_samples_approximately() -> None:
-    found = approximate_intervals([0.5], [0.0], samples=FEWEST - 1, population=60, alpha=0.1)
-    assert (found.low[0], found.high[0]) == (0.0, 1.0)
+    found = approximate_intervals([0.5, 0.5], [0.0, 0.0], samples=[0, FEWEST - 1], population=60, alpha=0.1)
+    assert (found.low.tolist(), found.high.tolist()) == ([0.0, 0.0], [1.0, 1.0])
     whole = approximate_intervals([0.5], [0.0], samples=3, population=3, alpha=0.1)
     assert (whole.low[0], whole.high[0]) == (0.5, 0.5)
+
+
+def test_scores_that_are_all_equal_are_doubted() -> None:
+    few, many = (
+        approximate_intervals([1.0], [0.0], samples=count, population=200, alpha=0.05).width[0]
+        for count in (20, 150)
+    )
+    assert 0.05 < few < 0.2
+    assert 0 < many < 0.1 * few
 
 
 def test_looking_at_any_time_costs_about_half_as_much_again() -> None:

@@ -1,9 +1,10 @@
 """Time-uniform intervals from an estimate and its variance: narrow, right where sums are nearly normal.
 
-For what has no exact interval (ratios whose denominators differ between configs) and for differences of
-configs that rarely differ, whose exact interval (`sequential`) must allow for the worst on every input not
-yet seen. Two approximations enter: sums of scores move like Brownian motion, and the estimated variance is
-the true one. An input unlike all that were seen breaks both, so below `FEWEST` samples nothing is claimed.
+For what has no exact interval (ratios whose denominators differ between configs, strata of ratios) and for
+differences of configs that rarely differ, whose exact interval (`sequential`) must allow for the worst on
+every input not yet seen. Two approximations enter: sums of scores move like Brownian motion, and the
+estimated variance is the true one. Rare inputs unlike all that were seen break both, so nothing is claimed
+below `FEWEST` samples, and a config that is right on nearly all inputs is covered less often than others.
 
 Method: sampling without replacement, (mean of n - mean of N) n N / (N - n) is a martingale whose variance
 grows with n N / (N - n), so Robbins' normal mixture applies at that time. Source: Waudby-Smith, Arbour,
@@ -22,6 +23,11 @@ from compass_coordinator.profiler.sequential import Floats, Intervals
 
 FEWEST = 20
 """Samples before which a variance estimate is not trusted."""
+_SURPRISE = 0.5
+"""Each estimate is doubted as if one more input had been off by this much: what was never seen is not
+impossible. Without it, on measured pages, intervals at 95% that were looked at all the time held for 91%;
+with it for 94% to 99%.
+"""
 _HORIZON = 50
 """Sample count at which the interval is relatively narrowest."""
 
@@ -40,7 +46,7 @@ def approximate_intervals(
 
     Args:
         estimates: (configs,) of means, ratios or their differences: `strata.estimated` and its kin.
-        variances: (configs,) of the estimates, finite-population correction included.
+        variances: (configs,) of the estimates, finite-population correction included, not doubted yet.
         samples: Inputs that each rests on: (configs,) or one count for all.
         population: Inputs in the set.
         alpha: Probability, for each config, that its interval ever misses; approached with growing samples.
@@ -49,7 +55,10 @@ def approximate_intervals(
     """
     centre = np.asarray(estimates, dtype=np.float64)
     count = np.broadcast_to(np.asarray(samples, dtype=np.float64), centre.shape)
-    reach = deviations(count, population=population, alpha=alpha) * np.sqrt(variances)
+    doubt = (_SURPRISE / np.maximum(count, 1)) ** 2 * (1 - count / population)
+    reach = deviations(count, population=population, alpha=alpha) * np.sqrt(
+        np.asarray(variances, dtype=np.float64) + doubt
+    )
     enough = (count >= FEWEST) | (count >= population)
     low = np.where(enough, np.clip(centre - reach, lo, hi), lo)
     return Intervals(low=low, high=np.where(enough, np.clip(centre + reach, lo, hi), hi))
@@ -73,6 +82,6 @@ def deviations(samples: npt.ArrayLike, *, population: int, alpha: float) -> Floa
 
 
 def _time(samples: npt.ArrayLike, population: int) -> Floats:
-    count = np.asarray(samples, dtype=np.float64)
+    count = np.maximum(np.asarray(samples, dtype=np.float64), 1)
     # With all inputs seen, time is endless and the standard error nothing.
     return count * population / np.maximum(population - count, 1e-9)
