@@ -1,0 +1,1 @@
+"""Selective profiling of accuracy: what to measure next, and what follows for the rest."""

@@ -1,0 +1,33 @@
+"""What is known of each config from its own scores alone: without pairing, without surrogate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compass_coordinator.profiler.selective.score_model import Belief, Scores
+from compass_coordinator.profiler.selective.space import Floats
+
+UNKNOWN_VAR = 1 / 12
+"""Of an accuracy of which nothing is known: uniform over [0, 1]."""
+PRIOR_SAMPLES = 4.0
+"""Weight of the common variance in each config's own, in inputs."""
+
+
+def believe_alone(scores: Scores) -> Belief:
+    """Means of the scores measured, with the variance of drawing inputs without replacement.
+
+    Features are of no use here beyond the order that they made: every prefix of it is balanced over strata.
+    """
+    inputs = len(scores.values)
+    count = scores.seen.astype(np.float64)
+    mean = np.divide(np.nansum(scores.values, axis=0), count, out=np.full(len(count), 0.5), where=count > 0)
+    squares = np.nansum((scores.values - mean) ** 2, axis=0)
+    freedom = np.maximum(count - 1, 0)
+    common = float(squares.sum() / freedom.sum()) if freedom.sum() > 0 else UNKNOWN_VAR
+    variance: Floats = (squares + PRIOR_SAMPLES * common) / (freedom + PRIOR_SAMPLES)
+    sampled = (1 - count / inputs) * variance / np.maximum(count, 1)
+    return Belief(
+        mean=np.clip(mean, 0.0, 1.0),
+        covariance=np.diag(np.where(count > 0, np.minimum(sampled, UNKNOWN_VAR), UNKNOWN_VAR)),
+        input_var=variance,
+    )
