@@ -24,7 +24,7 @@ demo: $(DEMO) ## run the read-text fleet on this machine (ARGS="--seconds 30")
 	@$(BIN)/compass demo $(ARGS)
 
 test: $(DEV) ## run all tests (ARGS="tests/unit -k codec")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2)
 
 lint: $(DEV) ## ruff, mypy --strict and the layer rules
 	@$(BIN)/ruff check

@@ -1,9 +1,10 @@
-"""What every test gets: Hypothesis settings and a free port."""
+"""What every test gets: Hypothesis settings, a free port, and its place among those that run beside it."""
 
 from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,3 +23,23 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def runs_in_turn_with(nodeid: str) -> str:
+    """Tests that share this name never run at the same time.
+
+    ``make test`` runs two tests at a time. Those that wait for brokers, agents and demos leave the machine to
+    unit and property tests meanwhile, and never meet one another.
+    """
+    file = nodeid.partition("::")[0]
+    return file if file.startswith(("tests/unit/", "tests/property/")) else "processes"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Called where tests run beside one another."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  # only there it is needed
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = runs_in_turn_with
+    return scheduler

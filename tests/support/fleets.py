@@ -299,7 +299,7 @@ class FleetRig:
                 "broker": "mqtt://127.0.0.1",  # stands for the one below
                 "cores": 2,
                 "telemetry_interval_s": 0.5,
-                "measure_budget_s": 0.5,
+                "measure_budget_s": 0.05,
                 **settings,
             }
         )
