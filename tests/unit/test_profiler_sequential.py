@@ -12,6 +12,7 @@ from scipy import stats
 from compass_coordinator.profiler.approximate import FEWEST, approximate_intervals, deviations
 from compass_coordinator.profiler.sequential import (
     Intervals,
+    adjusted_intervals,
     difference_intervals,
     mean_interval,
     mean_intervals,
@@ -62,6 +63,17 @@ def test_ratios_are_covered_in_all_but_alpha_of_all_orders(alpha: float) -> None
         _looks(above[order]), _looks(below[order]), population=6, alpha=alpha, largest=10.0
     )
     assert _missed(found, above.sum() / below.sum(), looks=6).mean() <= alpha
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("reference", [(0, 0, 0, 1, 1, 1), (1, 1, 0, 0, 0, 0)])
+def test_means_are_covered_however_wrong_the_reference(reference: tuple[float, ...], alpha: float) -> None:
+    values, known = np.array([0.0, 0.2, 0.0, 1.0, 1.0, 0.8]), np.array(reference, dtype=np.float64)
+    order = np.array(list(permutations(range(6))))
+    found = adjusted_intervals(
+        _looks(values[order]), _looks(known[order]), known.mean(), population=6, alpha=alpha
+    )
+    assert _missed(found, 0.5, looks=6).mean() <= alpha
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.6])
@@ -250,6 +262,17 @@ def test_pairs_are_narrower_than_two_configs_apart() -> None:
     pairs = difference_intervals(rows[1:], rows[:-1], population=200, alpha=0.05).width
     alone = mean_intervals(rows, population=200, alpha=0.025).width
     assert pairs.mean() < 0.6 * (alone[1:] + alone[:-1]).mean()
+
+
+def test_a_reference_known_on_all_inputs_narrows_the_others() -> None:
+    print("seed 19")
+    rows = score_table(40, 200)
+    order = np.random.default_rng(19).permutation(200)[:80]
+    plain = mean_intervals(rows[:, order], population=200, alpha=0.05).width.mean()
+    found = adjusted_intervals(
+        rows[:, order], rows[20, order], rows[20].mean(), population=200, alpha=0.05
+    ).width.mean()
+    assert found < 0.8 * plain
 
 
 def test_strata_that_tell_inputs_apart_narrow_the_interval() -> None:

@@ -84,4 +84,5 @@ def deviations(samples: npt.ArrayLike, *, population: int, alpha: float) -> Floa
 def _time(samples: npt.ArrayLike, population: int) -> Floats:
     count = np.maximum(np.asarray(samples, dtype=np.float64), 1)
     # With all inputs seen, time is endless and the standard error nothing.
-    return count * population / np.maximum(population - count, 1e-9)
+    times: Floats = count * population / np.maximum(population - count, 1e-9)
+    return times
