@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
 
 import pytest
 
-from compass_coordinator.planning import plan_fleet, provision_fleet
+from compass_coordinator.planning import FleetProvision, plan_fleet, provision_fleet
 from compass_coordinator.planning.provision_fleet import sized
 from compass_shared.check import check_plan
 from compass_shared.errors import PlanningError
@@ -35,19 +36,28 @@ def _fleet(seed: int, queries: int = 4) -> Problem:
 
 
 def _cheapest(problem: Problem, share: float) -> float:
-    """By trying every number of units."""
+    """By trying every number of units, from the cheapest on."""
     total = math.fsum(query.weight for query in problem.queries)
-    best = math.inf
-    for counts in itertools.product(range(5), repeat=2):
+    priced = sorted(
+        (sum(count * _usd_per_hour(problem, name) for name, count in zip(POOLS, counts, strict=True)), counts)
+        for counts in itertools.product(range(5), repeat=2)
+    )
+    for usd, counts in priced:
         chosen = dict(zip(POOLS, counts, strict=True))
-        usd = sum(
-            count * units.usd_per_hour
-            for name, count in chosen.items()
-            if (units := problem.sites[name].units) is not None
-        )
-        if usd < best and plan_fleet(sized(problem, chosen)).goodput >= share * total - 1e-9:
-            best = usd
-    return best
+        if plan_fleet(sized(problem, chosen)).goodput >= share * total - 1e-9:
+            return usd
+    return math.inf
+
+
+def _usd_per_hour(problem: Problem, name: str) -> float:
+    units = problem.sites[name].units
+    return units.usd_per_hour if units is not None else 0.0
+
+
+@functools.cache
+def _provided(seed: int, share: float) -> FleetProvision:
+    """What several tests look at."""
+    return provision_fleet(_fleet(seed), goodput=share)
 
 
 @pytest.mark.parametrize(("seed", "share"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.75)])
@@ -58,7 +68,7 @@ def test_the_units_are_the_cheapest_that_serve_enough(seed: int, share: float) -
         with pytest.raises(PlanningError, match="out of reach"):
             provision_fleet(problem, goodput=share)
         return
-    found = provision_fleet(problem, goodput=share)
+    found = _provided(seed, share)
     assert found.goodput >= share - 1e-9
     assert check_plan(sized(problem, found.counts), found.plan.plans, found.plan.split) == []
     assert found.units_usd_per_hour == pytest.approx(expected, abs=1.0)
@@ -66,11 +76,7 @@ def test_the_units_are_the_cheapest_that_serve_enough(seed: int, share: float) -
 
 
 def test_half_of_the_fleet_costs_no_more_than_all_of_it() -> None:
-    problem = _fleet(1)
-    assert (
-        provision_fleet(problem, goodput=0.5).usd_per_hour
-        <= provision_fleet(problem, goodput=1.0).usd_per_hour + 1e-9
-    )
+    assert _provided(1, 0.5).usd_per_hour <= _provided(1, 1.0).usd_per_hour + 1e-9
 
 
 def test_what_cannot_be_bought_is_said() -> None:
