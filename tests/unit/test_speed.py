@@ -2,92 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from compass_agent.bundles import Bundle
-from compass_agent.measure.speed import MIN_TRIES, SpeedProgress, measure_speed
-from compass_agent.operators import OperatorHost
-from compass_agent.pace import Pace
-from compass_shared.clock import VirtualClock
-from compass_shared.errors import ProfileError
+from compass_agent.measure.series import rested_ratio
+from compass_agent.measure.speed import MIN_TRIES, SpeedProgress
+from compass_shared.errors import ConfigError, ProfileError
 from compass_shared.framing import framed_size
-from compass_shared.model_ref import ModelRef
-from compass_shared.pipeline import REQUEST, variant_key
-from compass_shared.profile import SiteProfile
-from compass_shared.values import Example, KnobValue, Model, Value
-from support.agents import pipeline_of, python_operator
-
-PAGES = pipeline_of(
-    "pages",
-    python_operator("shrink", REQUEST, knobs={"side": (1, 4)}),
-    python_operator("read", "shrink", knobs={"beam": (1, 2, 3)}),
-    python_operator("join", "shrink", "read"),
-)
-VARIANTS = {variant_key(op.name, knobs) for op in PAGES.operators for knobs in op.variants()}
-LOADING_S = 100.0
-
-
-class NoModels:
-    """No operator here has a model."""
-
-    def fetch(self, ref: ModelRef, *, name: str = "", base: Path | None = None) -> Path:
-        raise AssertionError(name)
-
-
-class Machine:
-    """Runs ``PAGES`` in virtual time: an operator takes seconds by its knobs and by how long its input is.
-
-    Args:
-        breaks: (Operator, knob value) -> length of the inputs that it fails on; 0 for all of them.
-    """
-
-    def __init__(self, breaks: Mapping[tuple[str, int], int] | None = None) -> None:
-        self.clock = VirtualClock()
-        self.calls: Counter[str] = Counter()
-        self.requests: list[int] = []
-        self._breaks = breaks or {}
-        functions = {name: self._function(name) for name in ("shrink", "read", "join")}
-        bundle = Bundle(folder=Path(), pipeline=PAGES, code_sha256="", package="", functions=functions)
-        self.host = OperatorHost([bundle], NoModels())
-
-    def _function(self, name: str) -> Any:
-        def run(inputs: Mapping[str, Any], knobs: Mapping[str, KnobValue], model: Model | None) -> Value:
-            knob = int(next(iter(knobs.values()), 1))
-            variant = variant_key(name, knobs)
-            self.calls[variant] += 1
-            if self.calls[variant] == 1:
-                self.clock.advance(LOADING_S)
-            length = len(inputs.get(REQUEST, inputs.get("shrink", b"")))
-            if name == "shrink":
-                self.requests.append(length)
-            if self._breaks.get((name, knob), -1) in {0, length}:
-                raise ValueError("cannot")
-            self.clock.advance(knob * length)
-            return bytes(length // knob) if name == "shrink" else "text"
-
-        return run
-
-    def measure(
-        self, lengths: tuple[int, ...] = (8,) * 20, *, slowdown: float = 1.0, seed: int = 0, **options: Any
-    ) -> SiteProfile:
-        now_s = self.clock.now_s
-        return measure_speed(
-            self.host,
-            PAGES,
-            [Example(f"page-{index}", bytes(length), "", "all") for index, length in enumerate(lengths)],
-            site="phone",
-            pace=Pace({"default": slowdown}, thread_time=now_s, wall_time=now_s, sleep=self.clock.advance),
-            clock=self.clock,
-            rng=random.Random(seed),
-            **options,
-        ).profile
+from support.machines import LOADING_S, PAGES, VARIANTS, Machine
 
 
 def test_every_variant_is_tried_until_its_mean_is_known() -> None:
@@ -211,3 +135,102 @@ def test_a_variant_that_fails_on_some_input_is_measured_on_the_others() -> None:
 def test_nothing_to_measure_with_is_an_error() -> None:
     with pytest.raises(ProfileError, match="'pages' brings no inputs"):
         Machine().measure(())
+
+
+# --- what a machine does to the figures -----------------------------------------------------------
+
+
+def test_what_a_stall_adds_is_shared_among_all_variants() -> None:
+    """One call of a hundred stalls for long: no variant is thought to be slow for its bad luck."""
+    quiet = Machine().measure(budget_s=1e9)
+    machine = Machine(stall=lambda call: 500.0 if call == 31 else 0.0)
+    report = machine.report(budget_s=1e9)
+    (stall_s,) = report.hiccups.sizes_s
+    assert stall_s == pytest.approx(500.0)
+    for key, found in report.profile.operators.items():
+        share_s = 500.0 * found.mean_s / report.hiccups.busy_s
+        assert found.mean_s == pytest.approx(quiet.operators[key].mean_s + share_s, rel=0.35)
+    worked_s = sum(found.mean_s * found.count for found in report.profile.operators.values())
+    assert worked_s == pytest.approx(report.hiccups.busy_s + 500.0, rel=0.05), "nothing of it is lost"
+
+
+def test_a_heavy_input_stays_heavy() -> None:
+    """An input that takes fifty times as long keeps the core busy: it is the input's, and is kept."""
+    report = Machine().report((8, 8, 400), budget_s=1e9)
+    assert report.hiccups.sizes_s == ()
+    heavy = report.profile.operators["shrink[side=1]"]
+    assert heavy.p95_s > 50
+    assert heavy.var_s2 > 50**2
+
+
+def test_an_operator_that_waits_for_its_heavy_inputs_keeps_them() -> None:
+    """It is off the core, as if held up; but the repeat on the same input waits as long."""
+    report = Machine(waits=("shrink",)).report((8, 8, 400), budget_s=1e9)
+    assert report.hiccups.sizes_s == ()
+    assert report.profile.operators["shrink[side=1]"].p95_s > 50
+
+
+def test_after_gaps_and_back_to_back_are_mixed_as_the_rate_says() -> None:
+    machine = Machine(nap=2.0)
+    # One request takes shrink 8 + read 8 + join 8 s on the first variants: busy for a quarter of the time.
+    report = machine.report(budget_s=1e9, rate_hz=0.01, variants=["shrink[side=1]", "read[beam=1]", "join"])
+    gaps = report.gaps
+    assert gaps is not None
+    assert gaps.busy_share == pytest.approx(0.24)
+    assert set(machine.rests) == {gaps.gap_s} == {2.0}
+    shrink = [sample for sample in report.samples if sample.variant.startswith("shrink")]
+    assert rested_ratio(shrink) == pytest.approx(2.0)
+    # The first operator alone feels the nap here: 0.76 of the calls take twice as long.
+    assert report.profile.operators["shrink[side=1]"].mean_s == pytest.approx(8 * (0.24 + 2 * 0.76))
+    assert report.profile.operators["join"].mean_s == pytest.approx(8.0)
+    assert "76% of the calls find the machine idle" in str(gaps)
+
+
+def test_a_machine_that_is_always_busy_has_no_gaps() -> None:
+    machine = Machine(nap=2.0)
+    assert machine.report(budget_s=0.0, rate_hz=1.0).gaps is None
+    assert machine.rests == []
+
+
+def test_only_what_is_asked_for_is_measured_with_what_feeds_it() -> None:
+    machine = Machine()
+    profile = machine.measure(variants=["read[beam=2]"])
+    assert profile.operators.keys() == {"shrink[side=1]", "read[beam=2]"}
+    assert machine.calls.keys() == profile.operators.keys(), "nothing else ran"
+    assert profile.operators["read[beam=2]"].mean_s == 16.0
+
+
+@pytest.mark.parametrize("variants", [["read[beam=9]"], []])
+def test_what_there_is_not_cannot_be_measured(variants: list[str]) -> None:
+    with pytest.raises(ConfigError, match="variant"):
+        Machine().measure(variants=variants)
+
+
+def test_a_batch_is_timed_as_a_whole() -> None:
+    one, four = (Machine().measure(batch=batch, budget_s=1e9) for batch in (1, 4))
+    assert four.operators["shrink[side=4]"].mean_s == 4 * one.operators["shrink[side=4]"].mean_s
+    assert (
+        four.operators["shrink[side=4]"].output_mean_bytes
+        == one.operators["shrink[side=4]"].output_mean_bytes
+    )
+
+
+def test_a_variant_is_warmed_up_until_it_gets_no_faster() -> None:
+    machine = Machine()
+    machine.measure(budget_s=0.0, warm_up_runs=4, variants=["join"])
+    assert machine.calls["join"] - MIN_TRIES == 3, "loading, a fast one, and one that was no faster"
+
+
+def test_waiting_for_a_quiet_moment_costs_no_budget() -> None:
+    machine = Machine()
+    steps: list[SpeedProgress] = []
+    machine.measure(budget_s=0.0, before_pass=lambda: machine.clock.advance(1e6), on_progress=steps.append)
+    assert steps[-1].spent_s < 1e6
+
+
+def test_means_come_with_intervals() -> None:
+    profile = Machine().measure(tuple(range(4, 84, 4)), budget_s=1e9)
+    for found in profile.operators.values():
+        assert found.mean_interval_s is not None
+        low_s, high_s = found.mean_interval_s
+        assert low_s < found.mean_s < high_s

@@ -21,6 +21,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 _Z = 1.959964
 """Normal quantile of 95% confidence, two-sided."""
+_HALVINGS = 40
 _WAITED_S = 1e-3
 _WAITED_SHARE = 0.25
 _LONGER = 1.5
@@ -110,21 +111,25 @@ def distribution(
     """
     lasted = np.array([sample.lasted_s for sample in samples])
     weights = _weights(np.array([sample.rested for sample in samples]), busy_share)
-    values, shares = lasted, weights
+    mean_s = float(np.average(lasted, weights=weights))
+    spread = float(np.average((lasted - mean_s) ** 2, weights=weights))
+    sizes, hit = np.zeros(0), 0.0
     if hiccups is not None and hiccups.sizes_s:
         busy = np.array([sample.busy_s for sample in samples])
-        hit = -np.expm1(-hiccups.rate_hz * busy)
-        sizes = np.array(hiccups.sizes_s)
-        values = np.concatenate([lasted, (lasted[:, None] + sizes).ravel()])
-        shares = np.concatenate([weights * (1 - hit), np.repeat(weights * hit / len(sizes), len(sizes))])
-    mean_s = float(np.average(values, weights=shares))
-    spread = float(np.average((values - mean_s) ** 2, weights=shares))
+        each = -np.expm1(-hiccups.rate_hz * busy)
+        sizes, hit = np.array(hiccups.sizes_s), float(np.average(each, weights=weights))
+        added = each * float(sizes.mean())
+        spread += float(
+            np.average(2 * (lasted - mean_s) * added + each * float((sizes**2).mean()), weights=weights)
+        )
+        spread -= float(np.average(added, weights=weights)) ** 2
+        mean_s += float(np.average(added, weights=weights))
     count = len(samples)
     var_s2 = spread * count / (count - 1) if count > 1 else 0.0
     return Distribution(
         mean_s=mean_s,
         var_s2=var_s2,
-        p95_s=_quantile(values, shares, 0.95),
+        p95_s=_quantile(lasted, weights, sizes, hit, 0.95),
         count=count,
         mean_interval_s=_mean_interval(mean_s, var_s2, count),
         p95_interval_s=_p95_interval(lasted),
@@ -184,13 +189,22 @@ def _binomial(count: int, hits: int, share: float) -> float:
     return math.exp(ways + hits * math.log(share) + (count - hits) * math.log1p(-share))
 
 
-def _quantile(values: Floats, weights: Floats, share: float) -> float:
-    """Quantile of weighted values; of equal weights it is numpy's own, linear between neighbours."""
+def _quantile(values: Floats, weights: Floats, sizes: Floats, hit: float, share: float) -> float:
+    """Quantile of weighted values, a share ``hit`` of which is longer by one of ``sizes``.
+
+    Without those it is numpy's own where weights are equal, linear between neighbours.
+    """
     order = np.argsort(values, kind="stable")
     values, weights = values[order], weights[order]
-    if len(values) == 1:
-        return float(values[0])
     # Each value stands in the middle of its weight; the first and the last are the ends of the scale.
     middle = np.cumsum(weights) - weights / 2
-    scale = (middle - middle[0]) / (middle[-1] - middle[0])
-    return float(np.interp(share, scale, values))
+    scale = (middle - middle[0]) / max(middle[-1] - middle[0], 1e-300)
+    if not hit:
+        return float(np.interp(share, scale, values))
+    low, high = float(values[0]), float(values[-1] + sizes.max())
+    for _ in range(_HALVINGS):
+        half = (low + high) / 2
+        clean = float(np.interp(half, values, scale, left=0.0, right=1.0))
+        held_up = float(np.interp(half - sizes, values, scale, left=0.0, right=1.0).mean())
+        low, high = (half, high) if (1 - hit) * clean + hit * held_up < share else (low, half)
+    return high

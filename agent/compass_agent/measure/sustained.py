@@ -8,9 +8,9 @@ the last third.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -124,14 +124,21 @@ def measure_sustained(  # noqa: PLR0913  # keyword-only, each a thing of its own
 
 
 def _round(passes: Passes, inputs: int, after: Callable[[], None]) -> list[Sample]:
-    """Every variant on every input, the variants of all operators advancing side by side."""
+    """The first variants on every input, then each other one in the place of its operator's first.
+
+    So all variants of an operator are given the same, and can be compared.
+    """
     samples: list[Sample] = []
-    for turn in range(max(map(len, passes.choices.values()))):
-        chosen = {name: keys[turn % len(keys)] for name, keys in passes.choices.items()}
+    for chosen in _turns(passes.choices):
         for example in range(inputs):
             samples += passes.run(example, chosen.__getitem__).samples
             after()
     return samples
+
+
+def _turns(choices: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    first = {name: keys[0] for name, keys in choices.items()}
+    return [first, *({**first, name: key} for name, keys in choices.items() for key in keys[1:])]
 
 
 def _trends(samples: Sequence[Sample]) -> dict[str, Trend]:
@@ -148,26 +155,29 @@ def _trends(samples: Sequence[Sample]) -> dict[str, Trend]:
 
 
 def _swaps(passes: Passes, samples: Sequence[Sample]) -> list[Swap]:
-    end_s = max(sample.at_s for sample in samples)
-    start_s = min(sample.at_s for sample in samples)
-    third_s = (end_s - start_s) / 3
-    early = _typical([sample for sample in samples if sample.at_s <= start_s + third_s])
-    late = _typical(last_third(samples))
+    start_s, end_s = min(sample.at_s for sample in samples), max(sample.at_s for sample in samples)
+    early = _times([sample for sample in samples if sample.at_s <= start_s + (end_s - start_s) / 3])
+    late = _times(last_third(samples))
     return [
         Swap(first=first, last=last)
         for keys in passes.choices.values()
-        for first, last in swaps(
-            {key: early[key] for key in keys if key in early}, {key: late[key] for key in keys if key in late}
-        )
+        for first, last in swaps(_typical(early, keys), _typical(late, keys))
     ]
 
 
-def _typical(samples: Sequence[Sample]) -> dict[str, float]:
-    """Variant -> geometric mean over its works of their median time: each work counts once."""
-    times: dict[str, dict[object, list[float]]] = {}
+_Times: TypeAlias = dict[str, dict[Hashable, list[float]]]
+"""Variant -> work -> times."""
+
+
+def _times(samples: Sequence[Sample]) -> _Times:
+    times: _Times = {}
     for sample in samples:
         times.setdefault(sample.variant, {}).setdefault(sample.work, []).append(sample.lasted_s)
-    return {
-        key: math.exp(float(np.mean([math.log(max(1e-9, float(np.median(own)))) for own in works.values()])))
-        for key, works in times.items()
-    }
+    return times
+
+
+def _typical(times: _Times, keys: Sequence[str]) -> dict[str, float]:
+    """Variant of one operator -> sum of its median times, over the works that all of them did."""
+    found = {key: times[key] for key in keys if key in times}
+    common = set.intersection(*(set(works) for works in found.values())) if found else set()
+    return {key: sum(float(np.median(works[work])) for work in common) for key, works in found.items()}
