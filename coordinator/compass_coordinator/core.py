@@ -313,10 +313,7 @@ class CoordinatorCore:
         self._version += 1
         self._planning = self._version
         problem, self.left_out = self._fleet.problem()
-        predicted = {
-            key: found.predicted for key, found in self._fleet.completions.items() if found.predicted
-        }
-        return [ev.StartPlanning(version=self._version, problem=problem, predicted=predicted)]
+        return [ev.StartPlanning(version=self._version, problem=problem, gaps=self._fleet.gaps)]
 
     def _on_failed(self, event: ev.PlanningFailed, _now_s: float) -> list[ev.Action]:
         self._planning = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from compass_coordinator.planning import FleetPlan
-from compass_coordinator.profiler.next_probe import Predictions, Wish
+from compass_coordinator.profiler.completion import Gap
+from compass_coordinator.profiler.next_probe import Wish
 from compass_shared.messages import (
     AckMessage,
     CoordinatorMessage,
@@ -123,6 +125,7 @@ class Planned:
 
     version: int
     problem: Problem
+    """With its profiles filled up."""
     plan: FleetPlan
     wishes: tuple[Wish, ...] = ()
     """What is worth measuring before the next planning."""
@@ -178,8 +181,8 @@ class StartPlanning:
 
     version: int
     problem: Problem
-    predicted: Predictions = field(default_factory=dict)
-    """What of its profiles was not measured, to find out what is worth it."""
+    gaps: Mapping[tuple[str, str], Gap] = field(default_factory=dict)
+    """(Site, pipeline) -> what fills up its profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from compass_coordinator.profiler.completion import Completion, complete, prior_of, reference_of, variants_of
+from compass_coordinator.profiler.completion import (
+    Gap,
+    Lack,
+    lack_of,
+    missing_of,
+    prior_of,
+    reference_of,
+    variants_of,
+)
 from compass_coordinator.profiler.feedback import Feedback
-from compass_coordinator.profiler.transfer import Prior
 from compass_coordinator.sanity import profile_problem, served_problem
 from compass_shared.device_profile import DeviceProfile
 from compass_shared.messages import (
@@ -48,16 +55,6 @@ class AgentState:
         return self.status.online or self.status.session < self.hello.session
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """What a completion was made from."""
-
-    partial: SiteProfile
-    reference: SiteProfile | None
-    prior: Prior | None
-    hopeless: frozenset[str]
-
-
 class Fleet:
     """All agents and queries.
 
@@ -84,9 +81,10 @@ class Fleet:
         self._devices = dict(devices or {})
         self.agents: dict[str, AgentState] = {}
         self.queries: dict[str, Query] = {}
-        self.completions: dict[tuple[str, str], Completion] = {}
-        """(Site, pipeline) -> what the last problem was told of it; of those that were online."""
-        self._completed: dict[tuple[str, str], tuple[_Known, Completion]] = {}
+        self.gaps: dict[tuple[str, str], Gap] = {}
+        """(Site, pipeline) -> what fills up a profile of the last problem that has not every variant."""
+        self.lacks: dict[tuple[str, str], Lack] = {}
+        """(Site, pipeline) -> why the last problem has no profile of it."""
 
     def agent(self, name: str) -> AgentState:
         """State of an agent, made on first sight."""
@@ -174,16 +172,19 @@ class Fleet:
     def problem(self) -> tuple[Problem, dict[str, str]]:
         """The planning problem as things stand, from what was measured and what serving says since.
 
-        What a site did not measure is predicted; ``completions`` says what that is.
+        Profiles hold what was measured; ``gaps`` says what fills them up.
 
         Returns:
             The problem, and for each query that is left out of it, why.
         """
         online = {name: state for name, state in sorted(self.agents.items()) if state.online}
-        self.completions = self._complete(online)
         profiles = {
-            key: found.profile for key, found in self.completions.items() if found.profile is not None
+            (name, pipeline): self.feedback.applied(profile)
+            for name, state in online.items()
+            for pipeline, profile in state.profiles.items()
         }
+        self._look_for_gaps(profiles)
+        profiles = {key: profile for key, profile in profiles.items() if key not in self.lacks}
         left_out = {
             query.name: reason
             for query in self.queries.values()
@@ -212,21 +213,22 @@ class Fleet:
             return f"pipeline {query.pipeline!r} has no accuracy profile"
         if query.origin not in online:
             return f"its origin {query.origin!r} is offline"
-        found = self.completions.get((query.origin, query.pipeline))
-        if found is not None and found.profile is None:
-            return f"its origin {found.lacking}"
+        if (lack := self.lacks.get((query.origin, query.pipeline))) is not None:
+            return f"its origin {lack.reason}"
         if (query.origin, query.pipeline) not in profiles:
             return f"its origin {query.origin!r} has not measured {query.pipeline!r} yet"
         return None
 
-    def _complete(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], Completion]:
-        """Every online site's profiles with what serving says and with what was not measured."""
+    def _look_for_gaps(self, profiles: Mapping[tuple[str, str], SiteProfile]) -> None:
+        """Find out which profiles have to be filled up, and which cannot be."""
         references = {name: self._reference(name) for name in self.pipelines}
-        return {
-            (site, pipeline): self._completion(site, pipeline, references[pipeline])
-            for site, state in online.items()
-            for pipeline in state.profiles
+        self.gaps = {
+            (site, pipeline): self._gap(site, references[pipeline], self.agents[site].hopeless.get(pipeline))
+            for (site, pipeline), profile in profiles.items()
+            if missing_of(self.pipelines[pipeline], profile)
         }
+        found = {key: lack_of(self.pipelines[key[1]], profiles[key], gap) for key, gap in self.gaps.items()}
+        self.lacks = {key: lack for key, lack in found.items() if lack is not None}
 
     def _reference(self, name: str) -> SiteProfile | None:
         if name in self._references:
@@ -234,25 +236,13 @@ class Fleet:
         profiles = [state.profiles[name] for state in self.agents.values() if name in state.profiles]
         return reference_of(self.pipelines[name], profiles)
 
-    def _completion(self, site: str, pipeline: str, reference: SiteProfile | None) -> Completion:
-        state = self.agents[site]
-        known = _Known(
-            partial=self.feedback.applied(state.profiles[pipeline]),
+    def _gap(self, site: str, reference: SiteProfile | None, hopeless: frozenset[str] | None) -> Gap:
+        there = self._device(reference.site) if reference is not None else None
+        return Gap(
             reference=reference,
-            prior=prior_of(self._device(site), self._device(reference.site) if reference else None),
-            hopeless=state.hopeless.get(pipeline, frozenset()),
+            prior=prior_of(self._device(site), there),
+            hopeless=hopeless or frozenset(),
         )
-        before = self._completed.get((site, pipeline))
-        if before is None or before[0] != known:
-            found = complete(
-                self.pipelines[pipeline],
-                known.partial,
-                known.reference,
-                prior=known.prior,
-                hopeless=known.hopeless,
-            )
-            before = self._completed[site, pipeline] = known, found
-        return before[1]
 
     def _device(self, site: str) -> DeviceProfile | None:
         """The device profile that a site's agent names, if there is one."""

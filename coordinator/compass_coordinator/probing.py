@@ -50,10 +50,10 @@ class Probing:
         """Take what planning wants measured; what sites lack before they can be planned with comes first."""
         wanted = {query.pipeline for query in self._fleet.queries.values()}
         self._wishes = {wish.site: wish for wish in wishes}
-        for (site, pipeline), found in self._fleet.completions.items():
-            if found.profile is None and found.wanted and pipeline in wanted:
+        for (site, pipeline), lack in self._fleet.lacks.items():
+            if lack.wanted and pipeline in wanted:
                 self._wishes[site] = Wish(
-                    site=site, pipeline=pipeline, variants=found.wanted, stake=1.0, probe_s=0.0
+                    site=site, pipeline=pipeline, variants=lack.wanted, stake=1.0, probe_s=0.0
                 )
 
     def due(self, now_s: float, epoch: int) -> list[ev.Action]:

@@ -21,7 +21,8 @@ from compass_coordinator.fleet import Fleet
 from compass_coordinator.inbox import event_of
 from compass_coordinator.planner.fleet import TemplateCache
 from compass_coordinator.planner.policy import POLICIES
-from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.planning import plan_fleet
+from compass_coordinator.profiler.completion import Completions
 from compass_coordinator.profiler.next_probe import Wish, next_probes
 from compass_coordinator.store import FileStore
 from compass_shared import codec
@@ -90,6 +91,7 @@ class CoordinatorShell:
         self._clock = clock or MonotonicClock()
         self._notice = safely(on_notice)
         self._templates = TemplateCache()
+        self._completions = Completions()
         self._store = FileStore(config.state_dir)
         self._topics = Topics(config.fleet)
         self._make_transport = transport or _mqtt
@@ -233,7 +235,7 @@ class CoordinatorShell:
     async def _plan(self, action: ev.StartPlanning) -> None:
         started_s = self._clock.now_s()
         try:
-            plan, wishes = await asyncio.to_thread(_solve, action, self.config.policy, self._templates)
+            planned = await asyncio.to_thread(self._solve, action)
         except Exception as error:
             # Even a planner's bug leaves the fleet serving what it has.
             logger.exception("planning failed")
@@ -243,15 +245,27 @@ class CoordinatorShell:
             Notice(
                 kind="planned",
                 data={
-                    "problem": action.problem,
-                    "plan": plan,
+                    "problem": planned.problem,
+                    "plan": planned.plan,
                     "epoch": self.core.epoch if self.core is not None else 0,
                     "seconds": self._clock.now_s() - started_s,
                     "left_out": dict(self.core.left_out) if self.core is not None else {},
                 },
             )
         )
-        self.handle(ev.Planned(version=action.version, problem=action.problem, plan=plan, wishes=wishes))
+        self.handle(planned)
+
+    def _solve(self, asked: ev.StartPlanning) -> ev.Planned:
+        """Plan in a thread; one planning is under way at a time."""
+        policy = POLICIES[self.config.policy]
+        problem, predicted = self._completions.fill(asked.problem, asked.gaps)
+        plan = plan_fleet(problem, policy, timer=time.perf_counter, templates=self._templates)
+        wishes: tuple[Wish, ...] = ()
+        try:
+            wishes = next_probes(problem, plan, predicted, policy=policy)
+        except Exception:
+            logger.exception("nothing is asked of agents: what is worth a probe was not found")
+        return ev.Planned(version=asked.version, problem=problem, plan=plan, wishes=wishes)
 
     async def _serve_models(self) -> str | None:
         if self.config.cache_root is None:
@@ -275,17 +289,6 @@ class CoordinatorShell:
     def _on_failure(self, task: str, error: BaseException) -> None:
         if task == "coordinator" and self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(error)
-
-
-def _solve(
-    asked: ev.StartPlanning, policy: str, templates: TemplateCache
-) -> tuple[FleetPlan, tuple[Wish, ...]]:
-    plan = plan_fleet(asked.problem, POLICIES[policy], timer=time.perf_counter, templates=templates)
-    try:
-        return plan, next_probes(asked.problem, plan, asked.predicted, policy=POLICIES[policy])
-    except Exception:
-        logger.exception("nothing is asked of agents: what is worth a probe was not found")
-        return plan, ()
 
 
 def _mqtt(shell: CoordinatorShell) -> Transport:

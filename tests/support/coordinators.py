@@ -14,6 +14,7 @@ from compass_coordinator import events as ev
 from compass_coordinator.core import CoordinatorCore
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan, plan_fleet
+from compass_coordinator.profiler.completion import Completions
 from compass_coordinator.profiler.next_probe import next_probes
 from compass_shared.messages import (
     AckMessage,
@@ -246,6 +247,7 @@ class CheckedCoordinator:
         self.planning: ev.StartPlanning | None = None
         """What the planner was asked and has not answered."""
         self._solve = solve
+        self._completions = Completions()
 
     def __call__(self, event: ev.Event) -> list[ev.Action]:
         """Hand over an event and check what follows from it."""
@@ -277,9 +279,10 @@ class CheckedCoordinator:
         """The planner answers."""
         asked, self.planning = self.planning, None
         assert asked is not None
-        plan = self._solve(asked.problem)
-        wishes = next_probes(asked.problem, plan, asked.predicted)
-        return self(ev.Planned(version=asked.version, problem=asked.problem, plan=plan, wishes=wishes))
+        problem, predicted = self._completions.fill(asked.problem, asked.gaps)
+        plan = self._solve(problem)
+        wishes = next_probes(problem, plan, predicted)
+        return self(ev.Planned(version=asked.version, problem=problem, plan=plan, wishes=wishes))
 
     def settle(self) -> list[ev.Action]:
         """Let the fleet be quiet until the planner was asked, and let it answer."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from compass_coordinator.fleet import Fleet
-from compass_coordinator.profiler.completion import PROBES, prior_of
+from compass_coordinator.profiler.completion import PROBES, Completion, Completions, prior_of
 from compass_shared.device_profile import find_device_profile, known_device_profiles
 from compass_shared.messages import ProfileMessage, ServedMessage, StatusMessage
 from compass_shared.profile import SiteProfile
@@ -47,29 +47,34 @@ def varied(agent: str) -> ProfileMessage:
     return replace(message, profile=replace(message.profile, operators=operators))
 
 
-def planned(fleet: Fleet, site: str = "phone") -> SiteProfile:
+def completion(fleet: Fleet, known: Completions | None = None) -> Completion:
+    """What the phone is planned with."""
     problem, left_out = fleet.problem()
     assert left_out == {}
-    return problem.profiles[site, "chain"]
+    filled, predicted = (known or Completions()).fill(problem, fleet.gaps)
+    key = "phone", "chain"
+    return Completion(profile=filled.profiles[key], predicted=predicted.get(key, {}))
+
+
+def planned(fleet: Fleet) -> SiteProfile:
+    return completion(fleet).profile
 
 
 def test_what_was_not_measured_is_predicted_from_a_site_that_measured_all() -> None:
     fleet = fleet_of()
     join(fleet, "edge", message=varied("edge"))
     join(fleet, "phone", LARGE)
-    profile = planned(fleet)
+    found = completion(fleet)
+    profile, predicted = found.profile, found.predicted
     assert set(profile.operators) == set(VARIANTS)
     assert profile.operators[LARGE].mean_s == pytest.approx(PHONE_S)
-    predicted = fleet.completions["phone", "chain"].predicted
     assert set(predicted) == {SMALL, READ}
     for variant, factor in ((SMALL, 0.3), (READ, 3.0)):
-        found = profile.operators[variant]
-        assert found.count == 0
-        assert found.mean_s == pytest.approx(factor * PHONE_S, rel=0.3)
-        assert (
-            found.var_s2 >= predicted[variant].var_s2 + (predicted[variant].rel_sd * found.mean_s) ** 2 * 0.99
-        )
-    assert planned(fleet) is profile, "what did not change is not computed again"
+        there = profile.operators[variant]
+        assert there.count == 0
+        assert there.mean_s == pytest.approx(factor * PHONE_S, rel=0.3)
+        unsure = (predicted[variant].rel_sd * there.mean_s) ** 2
+        assert there.var_s2 >= predicted[variant].var_s2 + 0.99 * unsure
 
 
 def test_who_measured_all_needs_nobody_and_may_be_away() -> None:
@@ -80,7 +85,7 @@ def test_who_measured_all_needs_nobody_and_may_be_away() -> None:
     assert set(planned(fleet).operators) == set(VARIANTS)
     join(fleet, "phone", *VARIANTS)
     assert planned(fleet) == profile_of("phone").profile
-    assert fleet.completions["phone", "chain"].predicted == {}
+    assert fleet.gaps == {}
 
 
 def test_a_given_reference_comes_before_what_agents_measured() -> None:
@@ -98,7 +103,7 @@ def test_a_device_profile_tells_what_nothing_measured_does() -> None:
     slowdown = find_device_profile("phone-midrange").slowdowns()
     expected_s = slowdown.get("python", slowdown["default"]) * EDGE_S
     assert planned(fleet).operators[READ].mean_s == pytest.approx(expected_s, rel=0.2)
-    assert fleet.completions["phone", "chain"].predicted[READ].rel_sd > 0.2
+    assert completion(fleet).predicted[READ].rel_sd > 0.2
 
 
 def test_slowdowns_of_two_device_profiles_are_divided_and_their_uncertainty_adds_up() -> None:
@@ -119,7 +124,7 @@ def test_a_site_of_which_nothing_is_known_is_left_out_and_says_what_to_measure()
     problem, left_out = fleet.problem()
     assert ("phone", "chain") not in problem.profiles
     assert left_out["q"].startswith(f"its origin 'phone' measured 0 of 3 variants of 'chain', not {SMALL}")
-    wanted = fleet.completions["phone", "chain"].wanted
+    wanted = fleet.lacks["phone", "chain"].wanted
     assert 0 < len(wanted) <= PROBES
     assert set(wanted) <= set(VARIANTS)
 
@@ -132,7 +137,7 @@ def test_without_any_reference_some_variant_of_each_operator_will_do() -> None:
     _, left_out = fleet.problem()
     assert "measured 1 of 3 variants" in left_out["q"]
     assert "no site measured all of them" in left_out["q"]
-    assert fleet.completions["phone", "chain"].wanted == (SMALL, LARGE)
+    assert fleet.lacks["phone", "chain"].wanted == (SMALL, LARGE)
 
 
 def test_what_a_site_cannot_run_is_not_predicted_until_it_starts_again() -> None:
@@ -143,6 +148,40 @@ def test_what_a_site_cannot_run_is_not_predicted_until_it_starts_again() -> None
     assert set(planned(fleet).operators) == {SMALL, READ}
     fleet.take_hello("phone", hello_of("phone", session=200))
     assert set(planned(fleet).operators) == set(VARIANTS)
+
+
+def test_predictions_are_kept_until_what_they_rest_on_has_moved() -> None:
+    fleet, known = fleet_of(), Completions()
+    join(fleet, "edge", message=varied("edge"))
+    join(fleet, "phone", LARGE)
+    before = completion(fleet, known).profile.operators
+
+    def measured(factor: float) -> None:
+        message = profile_of("phone", variants=(LARGE,))
+        found = replace(message.profile.operators[LARGE], mean_s=factor * PHONE_S)
+        join(
+            fleet,
+            "phone",
+            message=replace(message, profile=replace(message.profile, operators={LARGE: found})),
+        )
+
+    measured(1.01)
+    after = completion(fleet, known).profile.operators
+    assert after[READ] is before[READ]
+    assert after[LARGE].mean_s == pytest.approx(1.01 * PHONE_S)
+    measured(2.0)
+    assert completion(fleet, known).profile.operators[READ].mean_s > 1.5 * before[READ].mean_s
+    assert completion(fleet, known) == completion(fleet), "as if nothing had been kept"
+
+
+def test_figures_that_no_measurement_gives_lead_to_no_predictions() -> None:
+    fleet = fleet_of()
+    join(fleet, "edge", *VARIANTS)
+    message = profile_of("phone", variants=(LARGE,))
+    nothing = replace(message.profile.operators[LARGE], mean_s=0.0)
+    wrong = replace(message, profile=replace(message.profile, operators={LARGE: nothing}))
+    join(fleet, "phone", message=wrong)
+    assert planned(fleet) == wrong.profile
 
 
 def test_serving_changes_what_is_planned_with_and_what_is_predicted_from_it() -> None:

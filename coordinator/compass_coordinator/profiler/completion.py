@@ -10,12 +10,15 @@ from compass_coordinator.profiler.transfer import DEFAULT, Prior, choose_probes,
 from compass_shared.device_profile import DeviceProfile
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key
-from compass_shared.profile import SiteProfile
+from compass_shared.problem import Problem
+from compass_shared.profile import OperatorProfile, SiteProfile
 
 FIGURE_REL_SD = 0.3
 """Of a device profile's slowdown that states no uncertainty: another device of the kind, another model."""
 PROBES = 5
 """Variants to ask for where there is nothing to predict from."""
+ALIKE = 0.02
+"""Measured times that moved by less than this share predict what they did."""
 _MOST_NAMED = 3
 
 
@@ -30,17 +33,33 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One site's profile of one pipeline, made fit for planning."""
+class Gap:
+    """What there is to fill a site's profile up from."""
 
-    profile: SiteProfile | None = None
-    """None: there is too little to plan with."""
+    reference: SiteProfile | None
+    """A profile of the pipeline with every variant, if any site has one."""
+    prior: Prior | None = None
+    """What is known of the device beforehand."""
+    hopeless: frozenset[str] = frozenset()
+    """Variants that the site failed to measure: it cannot run them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lack:
+    """Why a site's profile is not enough to plan with."""
+
+    reason: str
+    wanted: tuple[str, ...]
+    """What to measure first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One site's profile of one pipeline with what it did not measure."""
+
+    profile: SiteProfile
     predicted: Mapping[str, Prediction] = field(default_factory=dict)
     """Variants of the profile that were not measured there."""
-    lacking: str = ""
-    """What is missing, if there is too little."""
-    wanted: tuple[str, ...] = ()
-    """What to measure first, then."""
 
 
 def reference_of(pipeline: Pipeline, profiles: Iterable[SiteProfile]) -> SiteProfile | None:
@@ -60,57 +79,96 @@ def missing_of(pipeline: Pipeline, profile: SiteProfile) -> tuple[str, ...]:
     return tuple(key for key in variants_of(pipeline) if key not in found or found[key].count == 0)
 
 
-def complete(
-    pipeline: Pipeline,
-    partial: SiteProfile,
-    reference: SiteProfile | None,
-    *,
-    prior: Prior | None = None,
-    hopeless: frozenset[str] = frozenset(),
-) -> Completion:
-    """Predict what was not measured at a site.
+def lack_of(pipeline: Pipeline, partial: SiteProfile, gap: Gap) -> Lack | None:
+    """Why a site cannot be planned with; None if what it measured can be filled up, or has to do.
 
-    Args:
-        pipeline: Whose variants.
-        partial: What was measured.
-        reference: A profile to predict from, if any site has one.
-        prior: What is known of the device beforehand.
-        hopeless: Variants that the site failed to measure: it cannot run them.
+    With a reference one measured variant will do, or a prior; without, some variant of every operator.
     """
     missing = missing_of(pipeline, partial)
-    if not missing:
+    wanted = tuple(key for key in missing if key not in gap.hopeless)
+    if gap.reference is None:
+        if all(
+            any(variant_key(op.name, knobs) not in missing for knobs in op.variants())
+            for op in pipeline.operators
+        ):
+            return None
+        nothing = ", and no site measured all of them to predict from"
+        return Lack(reason=_lacking(pipeline, partial, missing) + nothing, wanted=wanted)
+    if gap.prior is not None or len(missing) < len(variants_of(pipeline)):
+        return None
+    teaching = [key for key in choose_probes(pipeline, gap.reference, PROBES) if key in wanted]
+    return Lack(reason=_lacking(pipeline, partial, missing), wanted=tuple(teaching))
+
+
+def complete(pipeline: Pipeline, partial: SiteProfile, gap: Gap) -> Completion:
+    """Predict what was not measured at a site; where nothing can be, its profile is what was measured."""
+    missing = missing_of(pipeline, partial)
+    if not missing or gap.reference is None:
         return Completion(profile=partial)
-    wanted = tuple(key for key in missing if key not in hopeless)
-    if reference is None:
-        return _as_it_is(pipeline, partial, missing, wanted)
     try:
-        if len(missing) == len(variants_of(pipeline)) and prior is None:
-            teaching = [key for key in choose_probes(pipeline, reference, PROBES) if key in wanted]
-            return Completion(lacking=_lacking(pipeline, partial, missing), wanted=tuple(teaching))
-        speed = site_speed(pipeline, reference, partial, prior)
-        profile = completed(pipeline, reference, partial, prior, speed=speed)
-    except ProfileError as error:
-        return Completion(lacking=str(error))
-    forecasts = {key: speed.forecast(key) for key in wanted}
+        speed = site_speed(pipeline, gap.reference, partial, gap.prior)
+        profile = completed(pipeline, gap.reference, partial, gap.prior, speed=speed)
+    except ProfileError:  # figures that no measurement gives: nothing follows from them
+        return Completion(profile=partial)
+    able = [key for key in missing if key not in gap.hopeless]
+    forecasts = {key: speed.forecast(key) for key in able}
     return Completion(
-        profile=_without(profile, hopeless & set(missing)),
+        profile=_filled(partial, {key: profile.operators[key] for key in able}),
         predicted={
             key: Prediction(rel_sd=found.mean_rel_sd, var_s2=found.var_s2) for key, found in forecasts.items()
         },
     )
 
 
-def _as_it_is(
-    pipeline: Pipeline, partial: SiteProfile, missing: Sequence[str], wanted: tuple[str, ...]
-) -> Completion:
-    """With nothing to predict from, what was measured has to do: some variant of every operator."""
-    lacking = _lacking(pipeline, partial, missing) + ", and no site measured all of them to predict from"
-    whole = all(
-        any(variant_key(op.name, knobs) not in missing for knobs in op.variants())
-        for op in pipeline.operators
-    )
-    return Completion(
-        profile=partial if whole else None, lacking="" if whole else lacking, wanted=() if whole else wanted
+def _filled(partial: SiteProfile, predicted: Mapping[str, OperatorProfile]) -> SiteProfile:
+    """What was measured at a site, and predictions."""
+    own = {key: there for key in partial.operators if (there := partial.measured(key)) and there.count > 0}
+    return replace(partial, operators={**own, **predicted}, slowdowns={}, overhead_s=0.0)
+
+
+class Completions:
+    """Predictions that are kept from one planning to the next: they take a site's worth of grid each."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[SiteProfile, Gap, Completion]] = {}
+
+    def fill(
+        self, problem: Problem, gaps: Mapping[tuple[str, str], Gap]
+    ) -> tuple[Problem, dict[tuple[str, str], Mapping[str, Prediction]]]:
+        """The problem with every profile filled up.
+
+        Args:
+            problem: Profiles hold what was measured.
+            gaps: (Site, pipeline) of those that did not measure all.
+
+        Returns:
+            The problem, and what of its profiles is predicted.
+        """
+        self._known = {key: found for key, found in self._known.items() if key in gaps}
+        profiles, predicted = dict(problem.profiles), {}
+        for key in gaps.keys() & profiles.keys():
+            found = self._of(problem.pipelines[key[1]], profiles[key], gaps[key])
+            profiles[key] = found.profile
+            if found.predicted:
+                predicted[key] = found.predicted
+        return (replace(problem, profiles=profiles) if gaps else problem), predicted
+
+    def _of(self, pipeline: Pipeline, partial: SiteProfile, gap: Gap) -> Completion:
+        key = partial.site, pipeline.name
+        known = self._known.get(key)
+        if known is not None and known[1] == gap and _alike(known[0], partial):
+            predicted = {name: known[2].profile.operators[name] for name in known[2].predicted}
+            return replace(known[2], profile=_filled(partial, predicted) if predicted else partial)
+        found = complete(pipeline, partial, gap)
+        self._known[key] = partial, gap, found
+        return found
+
+
+def _alike(one: SiteProfile, other: SiteProfile) -> bool:
+    """Whether two measurements of a site lead to much the same predictions."""
+    return one.operators.keys() == other.operators.keys() and all(
+        abs(found.mean_s - other.operators[key].mean_s) <= ALIKE * found.mean_s
+        for key, found in one.operators.items()
     )
 
 
@@ -152,8 +210,3 @@ def _lacking(pipeline: Pipeline, partial: SiteProfile, missing: Sequence[str]) -
     named = ", ".join(missing[:_MOST_NAMED]) + (", ..." if len(missing) > _MOST_NAMED else "")
     done = f"{total - len(missing)} of {total} variants of {pipeline.name!r}"
     return f"{partial.site!r} measured {done}, not {named}"
-
-
-def _without(profile: SiteProfile, gone: frozenset[str]) -> SiteProfile:
-    operators = {key: found for key, found in profile.operators.items() if key not in gone}
-    return replace(profile, operators=operators) if gone else profile
