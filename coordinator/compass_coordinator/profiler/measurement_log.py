@@ -1,0 +1,133 @@
+"""The log of a profiling run: a header, then every answer of a measuring process, one JSON line each.
+
+A line is on disk before the next job is asked for, so whatever ends a run, what it measured is kept. A line
+that was cut short is dropped when the log is opened again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from compass_shared.errors import MessageError, ProfileError
+from compass_shared.files import write_atomically
+from compass_shared.measured import Done, Ready, decode_line, encode_line
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What is being measured, and the seed that decides in which order."""
+
+    pipeline: str
+    digest: str
+    code_sha256: str
+    split: str
+    models: dict[str, str]
+    inputs: tuple[str, ...]
+    seed: int
+
+
+def header_of(ready: Ready, seed: int) -> Header:
+    """The header of a run."""
+    return Header(
+        pipeline=ready.pipeline,
+        digest=ready.digest,
+        code_sha256=ready.code_sha256,
+        split=ready.split,
+        models=ready.models,
+        inputs=tuple(info.name for info in ready.inputs),
+        seed=seed,
+    )
+
+
+def read_log(path: Path, header: Header) -> list[Done]:
+    """What an earlier run of the same measurement left.
+
+    Raises:
+        ProfileError: If it cannot be read, or is of another measurement; says of what.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        found = msgspec.json.decode(lines[0], type=Header)
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+    except (IndexError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProfileError(
+            f"{path}: not a log of measurements: {error}; remove it to start afresh"
+        ) from error
+    for name in Header.__struct_fields__:
+        before, now = getattr(found, name), getattr(header, name)
+        if before != now:
+            raise ProfileError(
+                f"{path}: it is of another {name.replace('_', ' ')}{_difference(before, now)}; "
+                "remove it, or name another --log, to start afresh"
+            )
+    return [done for line in lines[1:] if (done := _whole(line)) is not None]
+
+
+class MeasurementLog:
+    """Appends to a log.
+
+    Args:
+        path: Where.
+        header: Its first line.
+        kept: What an earlier run left.
+
+    Raises:
+        ProfileError: If it cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Header, kept: list[Done]) -> None:
+        self._path = path
+        try:
+            # Anew, without what was cut short; a run that is stopped right here has lost nothing.
+            write_atomically(path, msgspec.json.encode(header) + b"\n" + b"".join(map(encode_line, kept)))
+            self._file = path.open("ab")
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> MeasurementLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, done: Done) -> None:
+        """Append one answer, on disk when this returns.
+
+        Raises:
+            ProfileError: If it cannot be written; everything before it is kept.
+        """
+        try:
+            self._file.write(encode_line(done))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> ProfileError:
+        return ProfileError(
+            f"{self._path}: cannot be written: {error.strerror}; what was measured before is kept, "
+            "--resume goes on from there"
+        )
+
+
+def _whole(line: bytes) -> Done | None:
+    """An answer; None where it was cut short by what ended that run: the job is done again."""
+    try:
+        return decode_line(line, Done)
+    except MessageError:
+        return None
+
+
+def _difference(before: object, now: object) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next((key for key in (*now, *before) if before.get(key) != now.get(key)), "")
+        return f" ({name}: {before.get(name)} then, {now.get(name)} now)"
+    if isinstance(before, tuple):
+        return ""
+    return f" ({before} then, {now} now)"
