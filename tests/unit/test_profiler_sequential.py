@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
+from compass_coordinator.profiler import stratified_intervals
 from compass_coordinator.profiler.approximate import FEWEST, approximate_intervals, deviations
 from compass_coordinator.profiler.sequential import (
     Intervals,
@@ -286,6 +287,19 @@ def test_strata_that_tell_inputs_apart_narrow_the_interval() -> None:
     plain = mean_intervals(rows[:, rng.permutation(200)[:60]], population=200, alpha=0.05).width.mean()
     assert product < 0.8 * plain
     assert product < 0.6 * union
+
+
+def test_what_is_not_computed_exactly_only_widens(monkeypatch: pytest.MonkeyPatch) -> None:
+    print("seed 20")
+    order = np.random.default_rng(20).permutation(60)[:40]
+    rows, labels = score_table(20, 60)[:, order], order // 20
+    found = product_intervals(rows, labels, [20] * 3, alpha=0.05)
+    monkeypatch.setattr(stratified_intervals, "_TANGENTS", 800)
+    monkeypatch.setattr(stratified_intervals, "_STEPS", 40)
+    exact = product_intervals(rows, labels, [20] * 3, alpha=0.05)
+    assert np.all(found.low <= exact.low + 1e-6)
+    assert np.all(found.high >= exact.high - 1e-6)
+    assert found.width == pytest.approx(exact.width, abs=0.002)
 
 
 def test_a_later_look_narrows_and_wins_where_both_exclude_each_other() -> None:
