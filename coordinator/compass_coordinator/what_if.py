@@ -77,25 +77,40 @@ def site_of(agent: AgentTable) -> Site:
 def _profiles(
     fleet: Fleet, pipeline: Pipeline, measured: Sequence[MeasurementsDocument]
 ) -> Iterator[tuple[tuple[str, str], SiteProfile]]:
-    classes = {
-        variant_key(op.name, knobs): op.speed_class for op in pipeline.operators for knobs in op.variants()
-    }
+    classes = _speed_classes(pipeline)
     kinds: dict[str, _Kind] = {}
-    sites: dict[str, SiteProfile] = {}
     for document in measured:
         for kind in document.kinds:
             if kind.pipeline == pipeline.name:
                 _check_work(kind, f"kind {kind.kind!r}", pipeline, classes)
                 kinds[kind.kind] = _Kind(kind, operators_of(kind.operators, classes))
-        for site in document.sites:
-            if site.pipeline == pipeline.name:
-                _check_work(site, f"site {site.site!r}", pipeline, classes)
-                sites[site.site] = _measured_at(site, pipeline, operators_of(site.operators, classes))
+    sites = {profile.site: profile for profile in site_profiles(pipeline, measured)}
     for described in fleet.sites:
         if described.kind in kinds and described.site.name not in sites:
             sites[described.site.name] = kinds[described.kind].at(described, pipeline)
     for name, profile in sites.items():
         yield (name, pipeline.name), profile
+
+
+def site_profiles(pipeline: Pipeline, measured: Sequence[MeasurementsDocument]) -> Iterator[SiteProfile]:
+    """Profiles of single sites, in the files' order; a site may be in several.
+
+    Raises:
+        ProfileError: If one was measured with another pipeline or other models.
+    """
+    classes = _speed_classes(pipeline)
+    for document in measured:
+        for site in document.sites:
+            if site.pipeline == pipeline.name:
+                _check_work(site, f"site {site.site!r}", pipeline, classes)
+                yield _measured_at(site, pipeline, operators_of(site.operators, classes))
+
+
+def _speed_classes(pipeline: Pipeline) -> dict[str, str]:
+    """Variant -> speed class of its operator."""
+    return {
+        variant_key(op.name, knobs): op.speed_class for op in pipeline.operators for knobs in op.variants()
+    }
 
 
 @dataclass(slots=True)

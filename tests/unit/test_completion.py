@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from compass_coordinator.commands.coordinator import references
 from compass_coordinator.fleet import Fleet
+from compass_coordinator.measurements import save_measurements
 from compass_coordinator.profiler.completion import PROBES, Completion, Completions, prior_of
 from compass_shared.device_profile import find_device_profile, known_device_profiles
+from compass_shared.errors import ProfileError
 from compass_shared.messages import ProfileMessage, ServedMessage, StatusMessage
 from compass_shared.profile import SiteProfile
 from support.coordinators import ACCURACY, PIPELINE, VARIANTS, hello_of, profile_of, query_of
@@ -94,6 +98,20 @@ def test_a_given_reference_comes_before_what_agents_measured() -> None:
     join(fleet, "edge", *VARIANTS)
     join(fleet, "phone", LARGE)
     assert planned(fleet).operators[READ].mean_s == pytest.approx(3 * PHONE_S, rel=0.3)
+
+
+def test_a_reference_may_be_what_a_coordinator_saved_of_a_fleet(tmp_path: Path) -> None:
+    fleet, file = fleet_of(), tmp_path / "profiles.json"
+    join(fleet, "edge", message=varied("edge"))
+    join(fleet, "phone", LARGE)
+    problem, _ = Completions().fill(fleet.problem()[0], fleet.gaps)
+    save_measurements(file, problem)
+    assert references([file], {"chain": PIPELINE})["chain"].operators[READ].mean_s == 3 * EDGE_S
+    bare = fleet_of()
+    join(bare, "phone", LARGE)
+    save_measurements(file, bare.problem()[0])
+    with pytest.raises(ProfileError, match="no site with every variant of chain"):
+        references([file], {"chain": PIPELINE})
 
 
 def test_a_device_profile_tells_what_nothing_measured_does() -> None:

@@ -9,18 +9,23 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from compass_coordinator.commands.files import add_accuracy_z, cache_root, load_planned
-from compass_coordinator.measurements import save_measurements
+from compass_coordinator.measurements import load_measurements, save_measurements
 from compass_coordinator.plan_document import plan_document
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan
+from compass_coordinator.profiler.completion import reference_of
 from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell
+from compass_coordinator.what_if import site_profiles
+from compass_shared.errors import ProfileError
 from compass_shared.names import check_reachable, host_port
 from compass_shared.notices import Notice
+from compass_shared.pipeline import Pipeline
 from compass_shared.problem import Problem
+from compass_shared.profile import SiteProfile
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +44,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--listen", type=host_port, default=("127.0.0.1", 0), metavar="HOST:PORT", help="serve models here"
     )
     parser.add_argument("--address", metavar="URL", help="base URL under which agents reach the model server")
+    parser.add_argument(
+        "--reference",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="predict what agents did not measure from these profiles (default: from one that measured all)",
+    )
     parser.add_argument("--save-profiles", type=Path, metavar="FILE", help="write what agents measured")
     parser.add_argument(
         "--events", action="store_true", help="print JSON events, a line each; end when a pipe on stdin does"
@@ -60,8 +73,26 @@ def run(args: argparse.Namespace) -> int:
         cache_root=cache_root(args.cache),
         listen=args.listen,
         model_address=args.address,
+        references=references(args.reference, pipelines),
     )
     return asyncio.run(_serve(config, events=args.events, save_profiles=args.save_profiles))
+
+
+def references(files: Sequence[Path], pipelines: Mapping[str, Pipeline]) -> dict[str, SiteProfile]:
+    """Pipeline -> the most measured site of the files that has every variant.
+
+    Raises:
+        ProfileError: If a file cannot be read, is of another pipeline, or no pipeline has such a site.
+    """
+    measured = [load_measurements(file) for file in files]
+    found = {
+        name: reference_of(pipeline, list(site_profiles(pipeline, measured)))
+        for name, pipeline in pipelines.items()
+    }
+    known = {name: profile for name, profile in found.items() if profile is not None}
+    if files and not known:
+        raise ProfileError(f"{files[0]}: has no site with every variant of {', '.join(sorted(pipelines))}")
+    return known
 
 
 async def _serve(config: CoordinatorConfig, *, events: bool, save_profiles: Path | None) -> int:
