@@ -174,6 +174,15 @@ def test_tflite_without_a_signature_goes_by_tensor_names(tmp_path: Path) -> None
     assert list(model.run({"x": _rows(1)})) == ["y"]
 
 
+def test_tflite_runs_what_has_no_size_before_its_first_input(tmp_path: Path) -> None:
+    if "tflite" not in available_runtimes():
+        pytest.skip("the tflite runtime is not installed")
+    (tmp_path / "model").write_bytes(affine_relu_tflite(WEIGHTS, BIAS, any_size=True))
+    model = open_runtime("tflite").load(tmp_path / "model")
+    for rows in (1, 3):
+        _check(model.run({"x": _rows(rows)})["y"], _rows(rows))
+
+
 def test_a_python_model_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "labels").write_text("a\nb\n")
     model = open_runtime("python").load(tmp_path / "labels")

@@ -25,7 +25,11 @@ class Ints(NamedTuple):
 
 
 def affine_relu_tflite(
-    weights: Sequence[Sequence[float]], bias: Sequence[float], *, signature: bool = True
+    weights: Sequence[Sequence[float]],
+    bias: Sequence[float],
+    *,
+    signature: bool = True,
+    any_size: bool = False,
 ) -> bytes:
     """``y = relu(x @ weights + bias)`` for ``x`` of shape ``(1, len(weights))`` float32, resizable.
 
@@ -33,11 +37,14 @@ def affine_relu_tflite(
         weights: ``(inputs, outputs)``.
         bias: ``(outputs,)``.
         signature: Whether ``x`` and ``y`` are names in a signature; else they are the tensors' own.
+        any_size: Whether ``x`` has no size until it is given one: ``(1, 1)``, which cannot run, stands in.
     """
     matrix = np.array(weights, "<f4")
     names = (b"serving_x", b"serving_y") if signature else (b"x", b"y")
     tensors: list[Table] = [
-        _tensor(names[0], (1, matrix.shape[0]), buffer=0),
+        _tensor(names[0], (1, matrix.shape[0]), buffer=0)
+        if not any_size
+        else {**_tensor(names[0], (1, 1), buffer=0), 7: Ints([-1, -1])},
         _tensor(b"w", matrix.T.shape, buffer=1),
         _tensor(b"b", (matrix.shape[1],), buffer=2),
         _tensor(names[1], (1, matrix.shape[1]), buffer=0),

@@ -32,13 +32,15 @@ JITTERS = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5)
 JITTER_SCALE = 0.1
 """A priori, jitters of this size and less are likely."""
 STALLED_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-PERIODS_S = (0.002, 0.004, 0.006, 0.008, 0.012, 0.02, 0.035, 0.06, 0.1, 0.2)
+PERIODS_S = (0.003, 0.005, 0.008, 0.012, 0.02, 0.035, 0.06, 0.1)
 NO_STALL_WEIGHT = 0.7
 MODEL_SD = 0.05
 """What the model itself may be wrong by, in the logarithm of p95 / mean."""
 SPREAD_SD = 0.3
 """And in the logarithm of the standard deviation, where a few outliers count most."""
-_LEVELS = (np.arange(48) + 0.5) / 48
+LEVEL_SD = 0.015
+"""A p95 that was measured is a quantile near this one: with stalls that can be very different."""
+_LEVELS = (np.arange(32) + 0.5) / 32
 _NORMAL = ndtri(_LEVELS)
 
 
@@ -70,14 +72,15 @@ class Tails:
         Returns:
             The spread there, and the variance of the logarithm of its p95 (v,).
         """
-        likely = self.weights > 1e-4
-        var_s2, p95_s = _modelled(
-            self.jitter[likely], self.share[likely], self.period_s[likely], reference, mean_s
+        likely = self.weights > 1e-3
+        var_s2, low_s, p95_s, high_s = _modelled(
+            self.jitter[likely], self.share[likely], self.period_s[likely], reference, mean_s, LEVEL_SD
         )
         weights = self.weights[likely] / self.weights[likely].sum()
         log_p95 = weights @ np.log(p95_s)
-        p95_var = weights @ (np.log(p95_s) - log_p95) ** 2 + MODEL_SD**2
-        return Spread(mean_s=mean_s, var_s2=weights @ var_s2, p95_s=np.exp(log_p95)), p95_var
+        between = (np.log(p95_s) - log_p95) ** 2 + (np.log(high_s / low_s) / 2) ** 2
+        spread = Spread(mean_s=mean_s, var_s2=weights @ var_s2, p95_s=np.exp(log_p95))
+        return spread, weights @ between + MODEL_SD**2
 
 
 def fit_tails(reference: Spread, measured: Spread, count: Floats) -> Tails:
@@ -89,16 +92,15 @@ def fit_tails(reference: Spread, measured: Spread, count: Floats) -> Tails:
         count: (n,) samples behind it; less than four say nothing of a spread.
     """
     jitter, share, period_s, log_prior = _candidates()
-    var_s2, p95_s = _modelled(jitter, share, period_s, reference, measured.mean_s)
-    rel_sd = np.sqrt(measured.var_s2) / measured.mean_s
-    told = count >= 4
-    # Of a log-normal sample: (Z95 density) makes the quantile's error 2.1 sd / sqrt(n).
-    p95_var = (2.1 * np.minimum(rel_sd, 1.0)) ** 2 / np.maximum(count, 1) + MODEL_SD**2
-    sd_var = 2 / np.maximum(count, 1) + SPREAD_SD**2
-    floor = 1e-3 * measured.mean_s
-    off_p95 = np.log(p95_s / np.maximum(measured.p95_s, floor)) ** 2 / p95_var
-    off_sd = np.log(np.sqrt(var_s2 + floor**2) / np.sqrt(measured.var_s2 + floor**2)) ** 2 / sd_var
-    log_likelihood = -0.5 * ((off_p95 + off_sd) * told).sum(axis=1)
+    count = np.maximum(count, 1)
+    level_sd = np.minimum(np.sqrt(0.95 * 0.05 / count), 0.04)
+    var_s2, low_s, p95_s, high_s = _modelled(jitter, share, period_s, reference, measured.mean_s, level_sd)
+    floor_s = 1e-3 * measured.mean_s
+    off_p95 = np.log(np.maximum(measured.p95_s, floor_s) / p95_s)
+    sampled = np.where(off_p95 > 0, np.log(high_s / p95_s), np.log(p95_s / low_s))
+    off_sd = np.log((np.sqrt(var_s2) + floor_s) / (np.sqrt(measured.var_s2) + floor_s))
+    explained = off_p95**2 / (sampled**2 + MODEL_SD**2) + off_sd**2 / (2 / count + SPREAD_SD**2)
+    log_likelihood = -0.5 * (explained * (count >= 4)).sum(axis=1)
     return Tails(
         jitter=jitter, share=share, period_s=period_s, weights=normalised(log_likelihood + log_prior)
     )
@@ -116,9 +118,14 @@ def _candidates() -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _modelled(
-    jitter: Floats, share: Floats, period_s: Floats, reference: Spread, mean_s: Floats
-) -> tuple[Floats, Floats]:
-    """Variance and p95 of v variants under t candidates, each (t, v)."""
+    jitter: Floats,
+    share: Floats,
+    period_s: Floats,
+    reference: Spread,
+    mean_s: Floats,
+    level_sd: Floats | float,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Variance, p95 and the quantiles below and above it of v variants under t candidates, each (t, v)."""
     own = np.sqrt(reference.var_s2) / reference.mean_s
     rel_sd = np.sqrt(own**2 + jitter[:, np.newaxis] ** 2)
     gap_s, length_s = ((1 - share) * period_s)[:, np.newaxis], (share * period_s)[:, np.newaxis]
@@ -134,7 +141,10 @@ def _modelled(
     # What makes the inputs' own p95 another than a log-normal's; jitter blurs it.
     skew = np.log(reference.p95_s / reference.mean_s) - _log_p95(own)
     kept = own / np.where(rel_sd > 0, rel_sd, 1.0)
-    return var_s2, _p95(values, weights) + running_s * np.exp(_log_p95(rel_sd)) * np.expm1(kept * skew)
+    more_s = running_s * np.exp(_log_p95(rel_sd)) * np.expm1(kept * skew)
+    low, middle, high = _quantiles(values, weights, level_sd)
+    # The skew never takes a quantile below the work itself.
+    return var_s2, *(np.maximum(found_s + more_s, found_s / 2) for found_s in (low, middle, high))
 
 
 def _lognormal(rel_sd: Floats) -> Floats:
@@ -152,16 +162,22 @@ def _log_p95(rel_sd: Floats) -> Floats:
     return log_ratio
 
 
-def _p95(values: Floats, weights: Floats) -> Floats:
-    """Weighted 95% quantile over the last axis, between the values on either side of it."""
+def _quantiles(values: Floats, weights: Floats, level_sd: Floats | float) -> tuple[Floats, Floats, Floats]:
+    """Weighted quantiles over the last axis, at 95% and this much below and above."""
     order = np.argsort(values, axis=-1)
     sorted_values = np.take_along_axis(values, order, axis=-1)
-    level = np.cumsum(np.take_along_axis(weights, order, axis=-1), axis=-1)
-    middle = level - np.take_along_axis(weights, order, axis=-1) / 2
-    above = np.minimum((middle < 0.95).sum(axis=-1), values.shape[-1] - 1)[..., np.newaxis]
-    below = np.maximum(above - 1, 0)
-    low, high = (np.take_along_axis(middle, at, axis=-1) for at in (below, above))
-    share = np.clip((0.95 - low) / np.maximum(high - low, 1e-12), 0, 1)
-    low_s, high_s = (np.take_along_axis(sorted_values, at, axis=-1) for at in (below, above))
-    found: Floats = (low_s + share * (high_s - low_s))[..., 0]
-    return found
+    share = np.take_along_axis(weights, order, axis=-1)
+    middle = np.cumsum(share, axis=-1) - share / 2
+
+    def at(level: Floats | float) -> Floats:
+        asked = np.broadcast_to(np.asarray(level), middle.shape[:-1])[..., np.newaxis]
+        above = np.minimum((middle < asked).sum(axis=-1, keepdims=True), middle.shape[-1] - 1)
+        ends = (np.maximum(above - 1, 0), above)
+        low, high = (np.take_along_axis(middle, end, axis=-1) for end in ends)
+        low_s, high_s = (np.take_along_axis(sorted_values, end, axis=-1) for end in ends)
+        found: Floats = low_s + np.clip((asked - low) / np.maximum(high - low, 1e-12), 0, 1) * (
+            high_s - low_s
+        )
+        return found[..., 0]
+
+    return at(0.95 - level_sd), at(0.95), at(0.95 + level_sd)
