@@ -18,15 +18,20 @@ import pytest
 from compass_agent import events as ev
 from compass_agent.assignments import default_plan
 from compass_agent.config import AgentConfig
+from compass_agent.core import SERVED_EVERY
 from compass_agent.emulate.link import Shape
 from compass_agent.operators import OperatorHost
-from compass_agent.probing import Measure
+from compass_agent.probing import Measure, variants_of
 from compass_agent.shell import AgentShell
 from compass_shared import codec, topics
 from compass_shared.messages import (
     AckMessage,
     AssignmentMessage,
+    CoordinatorMessage,
     Message,
+    ProbeMessage,
+    ProfileMessage,
+    ServedMessage,
     ShareMessage,
     StatusMessage,
     WorkerInfo,
@@ -61,8 +66,7 @@ class Fleet:
             bundles=(self.bundle,),
             cache_root=self._cache,
             broker="mqtt://in.memory",
-            measure=Measure.NOTHING,
-            **settings,
+            **{"measure": Measure.NOTHING, **settings},
         )
         shell = AgentShell(config, transport=self._transport)
         await shell.start()
@@ -86,6 +90,23 @@ class Fleet:
 
         InMemoryTransport(self._broker, filters=[TOPICS.agent(Kind.STATUS, agent)]).start(hear)
         return heard
+
+    def heard(self, kind: Kind, agent: str) -> asyncio.Queue[Message]:
+        """What an agent says of that kind, from now on."""
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+
+        def hear(event: TransportEvent) -> None:
+            if isinstance(event, Received):
+                messages.put_nowait(codec.decode(kind, event.payload))
+
+        InMemoryTransport(self._broker, filters=[TOPICS.agent(kind, agent)]).start(hear)
+        return messages
+
+    def announce(self, status: CoordinatorMessage) -> None:
+        self._link.publish(TOPICS.coordinator, codec.encode(status), retain=True)
+
+    def ask(self, agent: str, probes: ProbeMessage) -> None:
+        self._link.publish(TOPICS.agent(Kind.PROBE, agent), codec.encode(probes))
 
     def say(self, kind: Kind, agent: str, query: str, message: Message | None) -> None:
         payload = b"" if message is None else codec.encode(message)
@@ -361,3 +382,37 @@ async def test_a_link_that_goes_dark_is_done_without_before_the_deadline(fleet: 
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  # pytest's timeout ends it
         await asyncio.sleep(0.001)
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+async def test_an_agent_measures_what_it_is_asked_and_says_all_it_knows(fleet: Fleet) -> None:
+    profiles = fleet.heard(Kind.PROFILE, "phone")
+    async with fleet.agent("phone", measure=Measure.PROBES, measure_budget_s=0.0) as phone:
+        digest = phone.bundles["tiny"].pipeline.digest
+        fleet.announce(CoordinatorMessage(online=True, epoch=1))
+        first = await asyncio.wait_for(profiles.get(), 20)
+        assert isinstance(first, ProfileMessage)
+        everything = set(variants_of(phone.bundles["tiny"].pipeline))
+        asked = next(iter(everything - {"scale[factor=1.0]"}))
+        probes = ProbeMessage(pipeline="tiny", digest=digest, variants=(asked,), epoch=1)
+        fleet.ask("phone", probes)
+        second = await asyncio.wait_for(profiles.get(), 20)
+        assert isinstance(second, ProfileMessage)
+        assert second.profile.operators.keys() >= {*first.profile.operators, asked}
+        assert phone.core.refused_messages == 0
+
+
+async def test_what_requests_took_is_counted_by_variant(fleet: Fleet) -> None:
+    served = fleet.heard(Kind.SERVED, "phone")
+    async with fleet.agent("phone") as phone:
+        outcome = await phone.request("tiny", ROWS)
+        assert outcome.error is None
+        phone.handle(ev.BrokerConnected(session=1))
+        for _ in range(SERVED_EVERY):
+            phone.handle(ev.TelemetryDue(cpu_share=0.0, memory_used_bytes=0, memory_total_bytes=0))
+        message = await asyncio.wait_for(served.get(), 20)
+    assert isinstance(message, ServedMessage)
+    assert {key.partition("[")[0] for key in message.operators} == {"scale", "classify", "label"}
+    assert all(found.count == 1 and found.output_mean_bytes > 0 for found in message.operators.values())

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from compass_agent import events as ev
 from compass_agent.core import AgentCore
+from compass_agent.probing import Measure
 from compass_shared.calls import OperatorTiming
 from compass_shared.errors import CompassError, TransportError
 from compass_shared.pipeline import REQUEST, Operator, Pipeline
@@ -271,6 +272,7 @@ class CheckedAgent:
 
     Args:
         assignments: What was in force when the agent last stopped.
+        measure: Which operators it measures.
     """
 
     def __init__(
@@ -278,8 +280,11 @@ class CheckedAgent:
         *,
         pipelines: Mapping[str, Pipeline] = PIPELINES,
         assignments: Mapping[str, Assignment] | None = None,
+        measure: Measure = Measure.FULL,
     ) -> None:
-        self.core = AgentCore(name=SITE, session=100, pipelines=pipelines, assignments=assignments)
+        self.core = AgentCore(
+            name=SITE, session=100, pipelines=pipelines, assignments=assignments, measure=measure
+        )
         self.ledger = Ledger()
         self.now_s = 0.0
         self.due: list[tuple[float, ev.Event]] = []

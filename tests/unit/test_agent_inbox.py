@@ -14,6 +14,7 @@ from compass_shared.messages import (
     CoordinatorMessage,
     Message,
     PipelineMessage,
+    ProbeMessage,
     ShareMessage,
     StatusMessage,
 )
@@ -35,6 +36,7 @@ SHARE = ShareMessage(
     token="secret",
 )
 STATUS = CoordinatorMessage(online=True, epoch=3)
+PROBES = ProbeMessage(pipeline="chain", digest="d", variants=("find",), epoch=3)
 DECLARED = PipelineMessage(pipeline="chain", version="1", digest="d", document={"schema": 1})
 
 
@@ -49,8 +51,9 @@ DECLARED = PipelineMessage(pipeline="chain", version="1", digest="d", document={
         (TOPICS.query(Kind.SHARE, SITE, "q1"), SHARE, ev.ShareArrived(query="q1", share=SHARE)),
         (TOPICS.coordinator, STATUS, ev.CoordinatorArrived(status=STATUS)),
         (TOPICS.pipeline("chain"), DECLARED, ev.PipelineArrived(declaration=DECLARED)),
+        (TOPICS.agent(Kind.PROBE, SITE), PROBES, ev.ProbesAsked(probes=PROBES)),
     ],
-    ids=["assignment", "share", "coordinator", "pipeline"],
+    ids=["assignment", "share", "coordinator", "pipeline", "probes"],
 )
 def test_messages_become_events(topic: str, message: Message, event: ev.Event) -> None:
     assert event_of(topic, codec.encode(message)) == event
@@ -67,13 +70,23 @@ def test_an_empty_decision_is_a_withdrawn_one() -> None:
     [
         (TOPICS.coordinator, b""),
         (TOPICS.pipeline("chain"), b""),
+        (TOPICS.agent(Kind.PROBE, SITE), b""),
         (TOPICS.agent(Kind.STATUS, SITE), codec.encode(StatusMessage(online=True, session=1))),
         (TOPICS.query(Kind.ASSIGNMENT, SITE, "q1"), codec.encode(STATUS)),
         (TOPICS.query(Kind.ASSIGNMENT, SITE, "q1"), b"not MessagePack"),
         ("somebody/elses/topic", b""),
         ("compass/2/home/coordinator/status", codec.encode(STATUS)),
     ],
-    ids=["no coordinator", "no pipeline", "an agent's own", "another's shape", "bytes", "topic", "version"],
+    ids=[
+        "no coordinator",
+        "no pipeline",
+        "no probes",
+        "an agent's own",
+        "another's shape",
+        "bytes",
+        "topic",
+        "version",
+    ],
 )
 def test_what_is_no_message_for_an_agent_is_refused(topic: str, payload: bytes) -> None:
     event = event_of(topic, payload)

@@ -1,180 +1,181 @@
-"""The coordinator asks for probes: few, patiently, never what it knows; it plans again when times move."""
+"""What an agent measures, in which order: its own choice, what it is asked for, one thing at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from compass_coordinator import events as ev
-from compass_coordinator.probing import ANSWER_S, LONGEST_PAUSE_S, MOST_TRIES, PAUSE_S
-from compass_shared.messages import ProbeMessage, ServedMessage
-from compass_shared.query import Slo
-from support.coordinators import (
-    FAST,
-    PIPELINE,
-    VARIANTS,
-    CheckedCoordinator,
-    declared,
-    profile_of,
-    query_of,
-    status_of,
-)
+from compass_agent import events as ev
+from compass_agent.core import SERVED_EVERY
+from compass_agent.probing import FIRST_PROBES, Measure, ProbeBook, first_probes, variants_of
+from compass_shared.messages import MAX_PROBES, CoordinatorMessage, ProbeMessage, ServedMessage
+from compass_shared.model_ref import ModelRef
+from compass_shared.pipeline import REQUEST, Operator
+from compass_shared.profile import OperatorProfile
+from compass_shared.topics import Kind
+from support.agents import CHAIN, DIAMOND, PIPELINES, CheckedAgent, pipeline_of, python_operator, sends
 
-SMALL, LARGE, READ = VARIANTS
-CLOSE = Slo(latency_p95_s=0.47, accuracy=0.8, cost_usd_per_1000=1.0)
-"""The phone needs 0.45 s at p95, if it takes for READ what it takes for LARGE."""
+TELEMETRY_DUE = ev.TelemetryDue(cpu_share=0.5, memory_used_bytes=1, memory_total_bytes=2)
+READ = OperatorProfile(variant="read", mean_s=0.1, var_s2=0.0, p95_s=0.1, count=9, output_mean_bytes=5.0)
+SMALL, LARGE = "shrink[side=320]", "shrink[side=640]"
 
 
-def probes(actions: Sequence[ev.Action]) -> list[tuple[str, ProbeMessage]]:
-    return [
-        (action.agent or "", action.message)
-        for action in actions
-        if isinstance(action, ev.Send) and isinstance(action.message, ProbeMessage)
-    ]
+def asked(
+    *variants: str, epoch: int = 1, digest: str = CHAIN.digest, pipeline: str = "chain"
+) -> ev.ProbesAsked:
+    probes = ProbeMessage(pipeline=pipeline, digest=digest, variants=variants, epoch=epoch)
+    return ev.ProbesAsked(probes=probes)
 
 
-@pytest.fixture
-def coordinator() -> CheckedCoordinator:
-    """One whose phone measured one variant of three, and has a query that the others decide."""
-    coordinator = CheckedCoordinator()
-    coordinator(ev.Started())
-    coordinator.join("edge")
-    coordinator.join("phone", variants=(LARGE,))
-    coordinator(declared(query_of("q", CLOSE, rate_hz=0.1)))
-    coordinator.settle()
-    return coordinator
+def measure(pipeline: str, *variants: str) -> ev.MeasureOperators:
+    return ev.MeasureOperators(pipeline=pipeline, variants=variants or None)
 
 
-def answer(coordinator: CheckedCoordinator, *variants: str) -> list[ev.Action]:
-    return coordinator(ev.AgentProfile(agent="phone", profile=profile_of("phone", variants=variants)))
+def agent_that(measures: Measure) -> CheckedAgent:
+    return CheckedAgent(measure=measures)
 
 
-def test_it_asks_for_what_decides_once_and_plans_with_the_answer(coordinator: CheckedCoordinator) -> None:
-    ((agent, message),) = probes(coordinator.tick())
-    assert agent == "phone"
-    assert (message.pipeline, message.digest) == ("chain", PIPELINE.digest)
-    assert message.epoch == coordinator.core.epoch
-    assert READ in message.variants
-    assert LARGE not in message.variants
-    assert probes(coordinator.tick(1.0)) == [], "once"
-    answer(coordinator, *VARIANTS)
-    coordinator.settle()
-    assert coordinator.core.last_plan is not None
-    assert coordinator.core.last_plan.plans["q"].placement == {"shrink": "phone", "read": "phone"}
-    assert probes(coordinator.tick(1e5)) == [], "everything is measured"
+# --- the agent's own choice -----------------------------------------------------------------------
 
 
-def test_nothing_is_asked_where_nothing_hinges_on_it() -> None:
-    coordinator = CheckedCoordinator()
-    coordinator(ev.Started())
-    coordinator.join("edge")
-    coordinator.join("phone", variants=(LARGE, READ))
-    coordinator(declared(query_of("q", replace(CLOSE, latency_p95_s=60.0))))
-    coordinator.settle()
-    assert coordinator.core.last_plan is not None
-    assert set(coordinator.core.last_plan.plans) == {"q"}
-    assert probes(coordinator.tick(1.0)) == []
+def test_everything_is_measured_one_pipeline_after_the_other() -> None:
+    agent = agent_that(Measure.FULL)
+    assert agent(ev.MeasuringDue()) == [measure("chain")]
+    assert agent(ev.MeasuringEnded()) == [measure("diamond")]
+    assert agent(ev.MeasuringEnded()) == []
+    assert agent(ev.MeasuringDue()) == [], "once is enough"
 
 
-def test_a_site_that_nothing_is_known_of_is_asked_first_and_only_for_queries() -> None:
-    coordinator = CheckedCoordinator()
-    coordinator(ev.Started())
-    coordinator.join("edge")
-    coordinator.join("phone", variants=())
-    coordinator.settle()
-    assert probes(coordinator.tick()) == [], "nobody wants it"
-    coordinator(declared(query_of("q", FAST)))
-    coordinator.settle()
-    assert "measured 0 of 3" in coordinator.core.left_out["q"]
-    ((agent, message),) = probes(coordinator.tick())
-    assert agent == "phone"
-    answer(coordinator, *message.variants)
-    coordinator.settle()
-    assert coordinator.core.left_out == {}
+def test_an_agent_of_probes_measures_a_handful() -> None:
+    agent = agent_that(Measure.PROBES)
+    (action,) = agent(ev.MeasuringDue())
+    assert isinstance(action, ev.MeasureOperators)
+    assert action.variants == first_probes(CHAIN)
 
 
-def test_silence_is_answered_with_longer_and_longer_pauses_and_then_given_up(
-    coordinator: CheckedCoordinator,
-) -> None:
-    asked_s, pauses_s = [], []
-    for _ in range(4000):
-        if probes(coordinator.tick(30.0)):
-            asked_s.append(coordinator.now_s)
-            coordinator.tick(ANSWER_S)
-            pauses_s.append(coordinator.now_s)
-    waits_s = [after - before for before, after in zip(pauses_s, asked_s[1:], strict=False)]
-    assert len(asked_s) == MOST_TRIES
-    assert all(PAUSE_S <= wait_s <= LONGEST_PAUSE_S + 30.0 for wait_s in waits_s)
-    assert waits_s == sorted(waits_s)
-    assert waits_s[-1] > 1.5 * waits_s[0]
-    assert READ in coordinator.fleet.agents["phone"].hopeless["chain"]
+def test_an_agent_that_measures_nothing_is_not_talked_into_it() -> None:
+    agent = agent_that(Measure.NOTHING)
+    assert agent(ev.MeasuringDue()) == []
+    assert agent(asked(SMALL)) == []
+    assert agent.core.refused_messages == 1
 
 
-def test_a_profile_that_says_nothing_new_is_no_answer(coordinator: CheckedCoordinator) -> None:
-    assert probes(coordinator.tick())
-    answer(coordinator, LARGE)
-    coordinator.settle()
-    assert probes(coordinator.tick(1.0)) == [], "it was asked and may still be measuring"
-    assert coordinator.fleet.agents["phone"].hopeless == {}
+def test_the_first_probes_are_far_apart_in_work_and_of_every_class() -> None:
+    def model(size_bytes: int) -> ModelRef:
+        return ModelRef(uri="file:model.onnx", sha256="0" * 64, size_bytes=size_bytes)
 
-
-def test_who_left_is_asked_again_when_it_is_back_and_not_before(coordinator: CheckedCoordinator) -> None:
-    assert probes(coordinator.tick())
-    coordinator(status_of("phone", online=False))
-    assert probes(coordinator.tick(1.0)) == []
-    coordinator(status_of("phone", session=102))
-    assert [agent for agent, _ in probes(coordinator.tick(1.0))] == ["phone"]
-
-
-# --- serving --------------------------------------------------------------------------------------
-
-
-def said(coordinator: CheckedCoordinator, factor: float, *, runs: int = 50) -> list[ev.Action]:
-    """The phone says what reading took: so many times what it took when it was measured."""
-    found = profile_of("phone").profile.operators[READ]
-    window = replace(found, mean_s=factor * found.mean_s, p95_s=factor * found.p95_s, count=runs)
-    message = ServedMessage(
-        session=100, pipeline="chain", digest=PIPELINE.digest, operators={READ: window}, over_s=60.0
+    detect = Operator(
+        name="detect",
+        inputs=(REQUEST,),
+        runtime="onnx",
+        knobs={"model": ("tiny", "huge", "middle")},
+        model_knob="model",
+        speed_class="onnx-fp32",
     )
-    coordinator.now_s += 60.0
-    return coordinator(ev.AgentServed(agent="phone", served=message))
+    models = {"tiny": model(10), "middle": model(500), "huge": model(1000)}
+    pipeline = replace(
+        pipeline_of("p", detect, python_operator("crop", "detect", knobs={"side": (1, 2, 3, 4)})),
+        models=models,
+    )
+    assert first_probes(pipeline) == (
+        "detect[model=huge]",
+        "crop[side=4]",
+        "detect[model=tiny]",
+        "crop[side=1]",
+        "detect[model=middle]",
+    )
+    assert first_probes(pipeline, 1) == ("detect[model=huge]",)
+    assert len(first_probes(CHAIN)) <= FIRST_PROBES
+    assert set(first_probes(DIAMOND)) <= variants_of(DIAMOND).keys()
 
 
-@pytest.fixture
-def serving() -> CheckedCoordinator:
-    """One whose phone measured everything and reads by itself."""
-    coordinator = CheckedCoordinator()
-    coordinator(ev.Started())
-    coordinator.join("phone", "edge")
-    coordinator(declared(query_of("q", CLOSE, rate_hz=0.1)))
-    coordinator.settle()
-    assert coordinator.core.last_plan is not None
-    assert set(coordinator.core.last_plan.plans["q"].placement.values()) == {"phone"}
-    return coordinator
+# --- what it is asked for -------------------------------------------------------------------------
 
 
-def test_small_changes_are_not_planned_for_and_a_large_one_is_once(serving: CheckedCoordinator) -> None:
-    for _ in range(3):
-        assert said(serving, 1.04) == []
-        serving.tick(10.0)
-        assert serving.planning is None
-    for _ in range(5):
-        said(serving, 3.0)
-    serving.tick(10.0)
-    assert serving.planning is not None
-    serving.planned()
-    assert serving.core.last_plan is not None
-    assert "edge" in serving.core.last_plan.plans["q"].placement.values(), "the phone got too slow"
-    serving.tick(10.0)
-    assert serving.planning is None
+def test_what_is_asked_for_is_measured_when_nothing_else_is() -> None:
+    agent = agent_that(Measure.FULL)
+    agent(ev.MeasuringDue())
+    assert agent(asked(SMALL)) == [], "one thing at a time"
+    assert agent(ev.MeasuringEnded()) == [measure("diamond")]
+    assert agent(ev.MeasuringEnded()) == [measure("chain", SMALL)]
+    assert agent(ev.MeasuringEnded()) == []
+    assert agent(asked(LARGE, "find")) == [measure("chain", LARGE, "find")]
 
 
-def test_a_report_that_makes_no_sense_is_noted_and_changes_nothing(serving: CheckedCoordinator) -> None:
-    (note,) = said(serving, float("nan"))
-    assert isinstance(note, ev.Note)
-    assert "makes no sense" in note.text
-    assert serving.core.refused_messages == 1
-    serving.tick(10.0)
-    assert serving.planning is None
+def test_whoever_asks_first_chooses_the_first_probes() -> None:
+    agent = agent_that(Measure.PROBES)
+    assert agent(asked(LARGE)) == [], "models are fetched from the fleet: not before it was heard"
+    assert agent(ev.MeasuringDue()) == [measure("chain", LARGE)]
+
+
+def test_what_waits_already_is_not_measured_twice() -> None:
+    agent = agent_that(Measure.PROBES)
+    agent(ev.MeasuringDue())
+    agent(asked(SMALL))
+    agent(asked(LARGE, SMALL))
+    agent(ev.MeasuringEnded())
+    assert agent(ev.MeasuringEnded()) == [measure("chain", SMALL, LARGE)]
+
+
+def test_all_of_a_pipeline_has_room_for_every_wish() -> None:
+    book = ProbeBook(PIPELINES, Measure.FULL)
+    book.begin()
+    assert book.ask(asked(SMALL).probes) is None
+    assert book.next() == measure("chain")
+    book.ended()
+    assert book.next() == measure("diamond")
+    book.ended()
+    assert book.next() is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        asked(SMALL, epoch=2),
+        asked(SMALL, digest="other"),
+        asked(SMALL, pipeline="unknown"),
+        asked("shrink[side=1]"),
+        asked(),
+        asked(*([SMALL] * (MAX_PROBES + 1))),
+    ],
+    ids=["old coordinator", "other digest", "not installed", "no such variant", "nothing", "too many"],
+)
+def test_what_cannot_be_measured_is_refused_and_counted(event: ev.ProbesAsked) -> None:
+    agent = agent_that(Measure.PROBES)
+    agent(ev.CoordinatorArrived(status=CoordinatorMessage(online=True, epoch=3)))
+    event = event if event.probes.epoch == 2 else ev.ProbesAsked(probes=replace(event.probes, epoch=3))
+    before = agent.core.refused_messages
+    assert agent(event) == []
+    assert agent.core.refused_messages == before + 1
+    agent(ev.MeasuringDue())
+
+
+def test_unknown_variants_do_not_keep_the_known_from_being_measured() -> None:
+    agent = agent_that(Measure.FULL)
+    agent(ev.MeasuringDue())
+    agent(ev.MeasuringEnded())
+    agent(ev.MeasuringEnded())
+    assert agent(asked("shrink[side=1]", LARGE)) == [measure("chain", LARGE)]
+
+
+# --- what serving took ----------------------------------------------------------------------------
+
+
+def test_what_serving_took_is_reported_every_so_often() -> None:
+    agent = agent_that(Measure.NOTHING)
+    agent(ev.BrokerConnected(session=101))
+    counted = [ev.CountServed() in agent(TELEMETRY_DUE) for _ in range(2 * SERVED_EVERY)]
+    assert [place for place, due in enumerate(counted, 1) if due] == [SERVED_EVERY, 2 * SERVED_EVERY]
+    (send,) = sends(agent(ev.ServedCounted(over_s=60.0, operators={"chain": {"read": READ}})))
+    message = ServedMessage(
+        session=101, pipeline="chain", digest=CHAIN.digest, operators={"read": READ}, over_s=60.0
+    )
+    assert send == ev.Send(kind=Kind.SERVED, message=message, qos=0)
+    assert agent(ev.ServedCounted(over_s=60.0, operators={})) == []
+
+
+def test_while_the_broker_is_gone_nothing_is_counted_or_sent() -> None:
+    agent = agent_that(Measure.NOTHING)
+    assert all(agent(TELEMETRY_DUE) == [] for _ in range(SERVED_EVERY))
+    assert agent(ev.ServedCounted(over_s=60.0, operators={"chain": {"read": READ}})) == []

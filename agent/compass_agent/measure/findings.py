@@ -14,6 +14,7 @@ from compass_agent.measure.speed import SpeedReport
 from compass_agent.measure.sustained import SustainedReport
 from compass_agent.measure.trend import Trend
 from compass_shared import __version__
+from compass_shared.errors import ProfileError
 from compass_shared.files import write_atomically
 from compass_shared.messages import HardwareInfo
 from compass_shared.pipeline import Pipeline
@@ -89,7 +90,7 @@ def save_findings(path: Path, findings: Sequence[Findings]) -> None:
     """Write profiles as a measurements file, all of it or nothing; what is no plan's is provenance.
 
     Raises:
-        OSError: If it cannot be written.
+        ProfileError: If it cannot be written.
     """
     provenance = {
         "source": "compass-agent probe",
@@ -102,7 +103,10 @@ def save_findings(path: Path, findings: Sequence[Findings]) -> None:
         "provenance": {key: value for key, value in provenance.items() if value},
         "sites": [_plain(found.profile) for found in findings],
     }
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    try:
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _hiccup_notes(report: SpeedReport | SustainedReport) -> list[str]:
