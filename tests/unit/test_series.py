@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from compass_agent.measure.series import (
 )
 
 
-def sample(lasted_s: float, *, busy_s: float | None = None, **changes: object) -> Sample:
+def sample(lasted_s: float, *, busy_s: float | None = None, **changes: Any) -> Sample:
     one = Sample(
         variant="read",
         work="page",

@@ -234,3 +234,11 @@ def test_means_come_with_intervals() -> None:
         assert found.mean_interval_s is not None
         low_s, high_s = found.mean_interval_s
         assert low_s < found.mean_s < high_s
+
+
+def test_one_that_always_fails_does_not_lose_the_others_that_were_asked_for() -> None:
+    asked = ["read[beam=1]", "read[beam=2]"]
+    profile = Machine({("read", 2): 0}).measure(variants=asked, budget_s=0.0)
+    assert profile.operators.keys() == {"shrink[side=1]", "read[beam=1]"}
+    with pytest.raises(ProfileError, match=r"read\[beam=2\] failed on every input"):
+        Machine({("read", 2): 0}).measure(variants=asked[1:], budget_s=0.0)

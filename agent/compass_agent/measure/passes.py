@@ -81,6 +81,8 @@ class Passes:
         if not wanted:
             raise ConfigError("no variant was given to measure")
         self.wanted = wanted
+        self.partial = variants is not None
+        """Whether only some variants were asked for."""
         self.operators = _needed(pipeline, {name for name, found in keys.items() if wanted & set(found)})
         self.choices: dict[str, tuple[str, ...]] = {
             op.name: tuple(key for key in keys[op.name] if key in wanted) or (keys[op.name][0],)
