@@ -30,6 +30,8 @@ from compass_coordinator.commands.files import ACCURACY_Z
 from compass_coordinator.core import PATIENCE_S, REJOIN_S, SETTLE_S, SHARE_TIMEOUT_S
 from compass_coordinator.demo.broker import RETAINED_LIMIT
 from compass_coordinator.planning.searched import MAX_ENUMERATED
+from compass_coordinator.profiler.feedback import HALF_LIFE_S, MAX_WEIGHT, MOVED, PRIOR_WEIGHT, WINDOW_WEIGHT
+from compass_coordinator.profiler.next_probe import DELTA
 from compass_shared import calls, codec, errors, framing, messages, topics
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import model_refs_from
@@ -195,6 +197,14 @@ def test_every_error_has_its_status() -> None:
         ("wire.md", f"embedded broker gives {RETAINED_LIMIT},"),
         ("wire.md", f"coordinator waits {REJOIN_S:g} s"),
         ("estimates.md", f"take it {ACCURACY_Z:g} standard errors below"),
+        ("estimates.md", f"halve in {HALF_LIFE_S:g} s"),
+        (
+            "estimates.md",
+            f"profile counts as {PRIOR_WEIGHT:g} runs, a minute of serving as at most {WINDOW_WEIGHT:g}",
+        ),
+        ("estimates.md", f"together as at most {MAX_WEIGHT:g}"),
+        ("estimates.md", f"moved by {MOVED:.0%} and by three standard errors"),
+        ("estimates.md", f"until less than {DELTA:.0%} of all weight is at stake"),
         ("architecture.md", f"changed for {SETTLE_S:g} s, or {PATIENCE_S:g} s after the first"),
         ("architecture.md", f"the fallback starts {FALLBACK_MARGIN:g} times its predicted p95"),
         ("architecture.md", f"else {DEFAULT_DEADLINE_S:g} s."),
