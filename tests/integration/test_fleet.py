@@ -12,12 +12,16 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from compass_agent import probing
+from compass_agent import core as agent_core
+from compass_agent import probing as agent_probing
 from compass_agent.events import Source
 from compass_agent.measure import network
 from compass_agent.probing import Measure
 from compass_coordinator import core as coordinator_core
 from compass_coordinator import shell as coordinator_shell
 from compass_coordinator.demo.broker import EmbeddedBroker
+from compass_coordinator.profiler.completion import variants_of
 from compass_shared import codec
 from compass_shared.messages import (
     AssignmentMessage,
@@ -131,6 +135,30 @@ async def test_a_query_is_measured_planned_assigned_served_and_withdrawn(fleet: 
     assert coordinator.core is not None
     assert coordinator.core.refused_messages == 0
     assert [m.core.refused_messages for m in (device, worker)] == [0, 0]
+
+
+@pytest.mark.parametrize("broker", ["memory"], indirect=True)
+async def test_what_is_not_measured_is_asked_for_and_what_serving_takes_is_learned(
+    fleet: FleetRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_probing, "first_probes", lambda _pipeline: ("label",))
+    monkeypatch.setattr(agent_core, "SERVED_EVERY", 1)
+    coordinator = await fleet.coordinator()
+    device = await fleet.device(measure=Measure.PROBES)
+    declare(device, query_of(device))
+    await until(planned_at(device, "phone"), "a plan, for which everything had to be measured")
+    assert coordinator.core is not None
+    assert fleet.notes == []
+    profile = coordinator.fleet.agents["phone"].profiles["tiny"]
+    assert set(profile.operators) == set(variants_of(coordinator.fleet.pipelines["tiny"]))
+    assert not [topic for topic in await fleet.retained() if parse(topic).kind is Kind.PROBE]
+
+    traffic = Traffic(device, "q1")
+    async with traffic.flowing():
+        await until(
+            lambda: coordinator.fleet.feedback.applied(profile) is not profile, "what serving took to be said"
+        )
+    assert coordinator.core.refused_messages == 0
 
 
 async def test_requests_end_while_the_worker_leaves_and_comes_back(fleet: FleetRig) -> None:
@@ -463,3 +491,19 @@ async def test_what_is_too_long_for_the_wire_is_left_out_and_the_rest_goes_on(fl
     traffic = Traffic(device, "q1")
     await traffic.one()
     traffic.check()
+
+
+@pytest.mark.parametrize("broker", ["memory"], indirect=True)
+async def test_a_device_that_measures_a_few_variants_is_planned_with(
+    fleet: FleetRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator predicts the others from the worker's, and asks for those that matter."""
+    monkeypatch.setattr(probing, "first_probes", lambda _pipeline: ("classify[model=plain]",))
+    await fleet.coordinator()
+    await fleet.worker()
+    device = await fleet.device(measure=Measure.PROBES)
+    declare(device, query_of(device))
+    await until(planned_at(device, "edge"), "a plan from a few probes")
+    assert device.core.refused_messages == 0
+    traffic = Traffic(device, "q1")
+    assert (await traffic.one()).source is Source.ASSIGNED
