@@ -13,15 +13,12 @@ import msgpack
 import pytest
 
 from compass_agent import probing
-from compass_agent import core as agent_core
-from compass_agent import probing as agent_probing
 from compass_agent.events import Source
 from compass_agent.measure import network
 from compass_agent.probing import Measure
 from compass_coordinator import core as coordinator_core
 from compass_coordinator import shell as coordinator_shell
 from compass_coordinator.demo.broker import EmbeddedBroker
-from compass_coordinator.profiler.completion import variants_of
 from compass_shared import codec
 from compass_shared.messages import (
     AssignmentMessage,
@@ -135,30 +132,6 @@ async def test_a_query_is_measured_planned_assigned_served_and_withdrawn(fleet: 
     assert coordinator.core is not None
     assert coordinator.core.refused_messages == 0
     assert [m.core.refused_messages for m in (device, worker)] == [0, 0]
-
-
-@pytest.mark.parametrize("broker", ["memory"], indirect=True)
-async def test_what_is_not_measured_is_asked_for_and_what_serving_takes_is_learned(
-    fleet: FleetRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(agent_probing, "first_probes", lambda _pipeline: ("label",))
-    monkeypatch.setattr(agent_core, "SERVED_EVERY", 1)
-    coordinator = await fleet.coordinator()
-    device = await fleet.device(measure=Measure.PROBES)
-    declare(device, query_of(device))
-    await until(planned_at(device, "phone"), "a plan, for which everything had to be measured")
-    assert coordinator.core is not None
-    assert fleet.notes == []
-    profile = coordinator.fleet.agents["phone"].profiles["tiny"]
-    assert set(profile.operators) == set(variants_of(coordinator.fleet.pipelines["tiny"]))
-    assert not [topic for topic in await fleet.retained() if parse(topic).kind is Kind.PROBE]
-
-    traffic = Traffic(device, "q1")
-    async with traffic.flowing():
-        await until(
-            lambda: coordinator.fleet.feedback.applied(profile) is not profile, "what serving took to be said"
-        )
-    assert coordinator.core.refused_messages == 0
 
 
 async def test_requests_end_while_the_worker_leaves_and_comes_back(fleet: FleetRig) -> None:
