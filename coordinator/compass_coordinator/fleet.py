@@ -219,6 +219,10 @@ class Fleet:
             return f"its origin {query.origin!r} has not measured {query.pipeline!r} yet"
         return None
 
+    def missing(self, site: str, pipeline: str) -> tuple[str, ...]:
+        """Variants that an agent did not measure."""
+        return missing_of(self.pipelines[pipeline], self.agents[site].profiles[pipeline])
+
     def _look_for_gaps(self, profiles: Mapping[tuple[str, str], SiteProfile]) -> None:
         """Find out which profiles have to be filled up, and which cannot be."""
         references = {name: self._reference(name) for name in self.pipelines}

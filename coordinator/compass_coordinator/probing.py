@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from compass_coordinator import events as ev
 from compass_coordinator.fleet import AgentState, Fleet
+from compass_coordinator.profiler.completion import PROBES
 from compass_coordinator.profiler.next_probe import Wish
 from compass_shared.messages import MAX_PROBES, ProbeMessage
 from compass_shared.profile import SiteProfile
@@ -16,8 +17,8 @@ ANSWER_S = 120.0
 """An agent measures while nothing is asked of it; after this time it is not waited for any more."""
 PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
 """From then until it is asked again; doubled every time that there was no answer."""
-MOST_TRIES = 3
-"""A variant that was not measured after so many is taken to be impossible there."""
+MOST_TRIES = 5
+"""A variant that was not measured after so many is taken to be impossible there, until the agent restarts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +48,28 @@ class Probing:
         """(Site, pipeline, variant) -> how often it was asked for in vain."""
 
     def wish(self, wishes: Iterable[Wish]) -> None:
-        """Take what planning wants measured; what sites lack before they can be planned with comes first."""
+        """Take what planning wants measured; what planning itself waits for comes first."""
         wanted = {query.pipeline for query in self._fleet.queries.values()}
         self._wishes = {wish.site: wish for wish in wishes}
         for (site, pipeline), lack in self._fleet.lacks.items():
             if lack.wanted and pipeline in wanted:
-                self._wishes[site] = Wish(
-                    site=site, pipeline=pipeline, variants=lack.wanted, stake=1.0, probe_s=0.0
-                )
+                self._wishes[site] = _urgent(site, pipeline, lack.wanted)
+        for pipeline in sorted(wanted):
+            if (wish := self._towards_reference(pipeline)) is not None:
+                self._wishes[wish.site] = wish
+
+    def _towards_reference(self, pipeline: str) -> Wish | None:
+        """Where no site measured everything, the one that misses least does: all others follow from it."""
+        missing = {
+            site: tuple(key for key in self._fleet.missing(site, name) if key not in gap.hopeless)
+            for (site, name), gap in self._fleet.gaps.items()
+            if name == pipeline and gap.reference is None
+        }
+        able = [site for site, variants in missing.items() if variants]
+        if not able:
+            return None
+        site = min(able, key=lambda site: (len(missing[site]), site))
+        return _urgent(site, pipeline, missing[site][:PROBES])
 
     def due(self, now_s: float, epoch: int) -> list[ev.Action]:
         """Ask whoever may be asked now.
@@ -110,6 +125,10 @@ class Probing:
             if self._tries[key] >= MOST_TRIES:
                 del self._tries[key]
                 hopeless[pipeline] = hopeless.get(pipeline, frozenset()) | {variant}
+
+
+def _urgent(site: str, pipeline: str, variants: tuple[str, ...]) -> Wish:
+    return Wish(site=site, pipeline=pipeline, variants=variants, stake=1.0, probe_s=0.0)
 
 
 def _open(state: AgentState, wish: Wish) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class Lack:
     """Why a site's profile is not enough to plan with."""
 
     reason: str
-    wanted: tuple[str, ...]
-    """What to measure first."""
+    wanted: tuple[str, ...] = ()
+    """What to measure first, where there is a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,6 @@ def lack_of(pipeline: Pipeline, partial: SiteProfile, gap: Gap) -> Lack | None:
     With a reference one measured variant will do, or a prior; without, some variant of every operator.
     """
     missing = missing_of(pipeline, partial)
-    wanted = tuple(key for key in missing if key not in gap.hopeless)
     if gap.reference is None:
         if all(
             any(variant_key(op.name, knobs) not in missing for knobs in op.variants())
@@ -93,10 +92,11 @@ def lack_of(pipeline: Pipeline, partial: SiteProfile, gap: Gap) -> Lack | None:
         ):
             return None
         nothing = ", and no site measured all of them to predict from"
-        return Lack(reason=_lacking(pipeline, partial, missing) + nothing, wanted=wanted)
+        return Lack(reason=_lacking(pipeline, partial, missing) + nothing)
     if gap.prior is not None or len(missing) < len(variants_of(pipeline)):
         return None
-    teaching = [key for key in choose_probes(pipeline, gap.reference, PROBES) if key in wanted]
+    chosen = choose_probes(pipeline, gap.reference, PROBES)
+    teaching = [key for key in chosen if key in missing and key not in gap.hopeless]
     return Lack(reason=_lacking(pipeline, partial, missing), wanted=tuple(teaching))
 
 
