@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
             screen.say(f"stopped; what was measured is in {log}, --resume goes on from there")
             return EXIT_INTERRUPTED
     known = profiler.known()
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
     save_accuracy(out, accuracy_table(ready, profiler, known, today=today, seed=args.seed))
     if args.speeds is not None:
         save_document(args.speeds, speeds_here(pipeline, ready, profiler, site="here", today=today))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,16 +15,14 @@ from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, Pro
 DIGITS = 6
 
 
-def accuracy_table(
-    ready: Ready, profiler: Profiler, known: Known, *, today: datetime.date, seed: int
-) -> AccuracyTable:
+def accuracy_table(ready: Ready, profiler: Profiler, known: Known, *, today: str, seed: int) -> AccuracyTable:
     """The accuracy of all configs.
 
     Args:
         ready: What was measured.
         profiler: After the run.
         known: What it knows.
-        today: For the record.
+        today: The date, for the record.
         seed: Of the run.
     """
     return AccuracyTable(
@@ -36,7 +33,7 @@ def accuracy_table(
         inputs=len(ready.inputs),
         configs={key: _accuracy(known, at) for at, key in enumerate(profiler.space.keys)},
         provenance={
-            "date": today.isoformat(),
+            "date": today,
             **ready.provenance,
             "pipeline_digest": ready.digest,
             "code_sha256": ready.code_sha256,
@@ -54,7 +51,7 @@ def accuracy_table(
 
 
 def speeds_here(
-    pipeline: Pipeline, ready: Ready, profiler: Profiler, *, site: str, today: datetime.date
+    pipeline: Pipeline, ready: Ready, profiler: Profiler, *, site: str, today: str
 ) -> MeasurementsDocument:
     """Operator times of this machine, as far as operators ran.
 
@@ -88,7 +85,7 @@ def speeds_here(
         request_mean_bytes=float(sizes.mean()),
         request_var_bytes2=float(sizes.var(ddof=1)) if len(sizes) > 1 else 0.0,
         provenance=Provenance(
-            date=today.isoformat(),
+            date=today,
             compass=str(ready.provenance.get("compass", "")),
             device=str(ready.provenance.get("machine", "")),
             runtimes=_texts(ready.provenance.get("runtimes")),

@@ -61,7 +61,7 @@ class Options:
     """Share of queries that may still be decided wrongly."""
     confidence: float = 0.95
     """Of the intervals reported."""
-    pilot_configs: int = 24
+    pilot_configs: int = 36
     pilot_inputs: int = 12
     strata_count: int = 6
 
