@@ -21,7 +21,7 @@ from common import BENCH, RESULTS, machine
 from compass_shared.model_cache import default_cache_dir
 from compass_shared.profile import OperatorProfile
 from profiling.devices.quantised import int8_models
-from profiling.devices.settings import SETTINGS, Setting, SkippedError, busy_neighbour, limited
+from profiling.devices.settings import SETTINGS, Setting, SkippedError, busy_neighbour, limited, outrank
 
 RESULT = RESULTS / "profiler_devices.json"
 
@@ -166,6 +166,7 @@ def _device(setting: Setting, pages: int) -> Iterator[_Device]:
         }
         child = stack.enter_context(_child(options))
         os.sched_setaffinity(child.pid, setting.cpus)
+        outrank(child.pid)
         if setting.quota is not None:
             stack.enter_context(limited(child.pid, setting.quota))
         neighbour = stack.enter_context(busy_neighbour()) if setting.neighbour else None

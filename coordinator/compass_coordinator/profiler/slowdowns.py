@@ -2,11 +2,12 @@
 
 The logarithm of a variant's slowdown is
 
-    what the device's variants share + what those of its speed class share + slope x ln(duration) + its own,
+    what the device's variants share + what those of its speed class share + slope x ln(duration)
+    + what its kin share (the same operator, and above all the same model) + its own,
 
 every term normal around the prior: a Gaussian process over variants. On top comes a constant time a call. How
-much classes and variants differ and how long a call's constant is are not known either: a grid of values,
-each weighted by how well it explains the probes (their marginal likelihood, in closed form).
+much classes, kin and variants differ and how long a call's constant is are not known either: a grid of
+values, each weighted by how well it explains the probes (their marginal likelihood, in closed form).
 
 References:
     Rasmussen, Williams, "Gaussian Processes for Machine Learning" (2006), equations 2.25, 2.26 and 2.30.
@@ -28,13 +29,16 @@ Indices: TypeAlias = NDArray[np.int64]
 
 CLASS_SDS = (0.03, 0.1, 0.3)
 """Candidates for how far the speed classes of one device lie apart, as sd of the logarithm."""
-OWN_SDS = (0.02, 0.05, 0.1, 0.2, 0.4)
-"""Candidates for how far variants of one class lie apart."""
-OWN_WEIGHTS = (0.15, 0.25, 0.3, 0.2, 0.1)
+KIN_SDS = {0.03: 0.3, 0.1: 0.3, 0.2: 0.25, 0.4: 0.15}
+"""Candidates for how far kin lie apart within a class -> a priori weight."""
+OWN_SDS = {0.02: 0.2, 0.05: 0.3, 0.1: 0.3, 0.2: 0.2}
+"""And the variants among kin."""
 SLOPE_SD = 0.05
 """Of the exponent by which longer calls slow down more or less than short ones."""
 OVERHEAD_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9)
 """Candidates for a call's constant time, as shares of the quickest probe."""
+MAX_OVERHEAD_S = 0.005
+"""Of one call: what takes longer than this is no constant."""
 NO_OVERHEAD_WEIGHT = 0.6
 
 
@@ -50,6 +54,8 @@ class Variants:
     """(v,) logarithm of the expected slowdown."""
     prior_sd: Floats
     """(v,) and its standard deviation."""
+    kinship: Floats
+    """(v, v) from 0, strangers, to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +67,10 @@ class Slowdowns:
     shared_var: Floats
     """(v,) variance that a variant has in common with others of its class."""
     own_var: Floats
-    """(v,) variance of its own."""
+    """(v,) variance of its own and of its kin."""
     overhead_s: float
-    class_sd: float
     own_sd: float
+    """How far variants of one class lie apart."""
 
 
 def fit_slowdowns(variants: Variants, probed: Indices, measured_s: Floats, noise_var: Floats) -> Slowdowns:
@@ -77,60 +83,91 @@ def fit_slowdowns(variants: Variants, probed: Indices, measured_s: Floats, noise
         noise_var: (n,) relative variance of those means, that of the reference included.
     """
     grid = _Grid(measured_s)
-    longest = np.log(variants.reference_s)
-    slope_of = longest - (np.mean(longest[probed]) if len(probed) else np.mean(longest))
-    same = variants.speed_class[:, np.newaxis] == variants.speed_class
-    shared = (
-        variants.prior_sd[:, np.newaxis] * variants.prior_sd
-        + SLOPE_SD**2 * slope_of[:, np.newaxis] * slope_of
-        + grid.class_sd[:, np.newaxis, np.newaxis] ** 2 * same
-    )
-    own = grid.own_sd[:, np.newaxis] ** 2
+    everything = np.arange(len(variants.reference_s))
     start_log = np.log(variants.reference_s) + variants.prior_log
-
     left_s = measured_s - grid.overhead_s[:, np.newaxis]
     shift = np.log(left_s) - start_log[probed]
-    noise = own + noise_var * (measured_s / left_s) ** 2
-    at_probes = shared[:, probed[:, np.newaxis], probed] + noise[:, :, np.newaxis] * np.eye(len(probed))
-    to_probes = shared[:, :, probed] + own[:, :, np.newaxis] * (np.arange(len(same))[:, np.newaxis] == probed)
-    solved = np.linalg.solve(at_probes, np.swapaxes(to_probes, 1, 2))
-    log_s = start_log + np.einsum(
-        "hvn,hn->hv", to_probes, np.linalg.solve(at_probes, shift[..., np.newaxis])[..., 0]
-    )
-    explained = np.einsum("hvn,hnv->hv", to_probes, solved)
-    total_var = np.maximum(np.diagonal(shared, axis1=1, axis2=2) + own - explained, 0.0)
-    own_var = own * np.ones_like(total_var)
-    own_var[:, probed] = np.minimum(own_var[:, probed], total_var[:, probed])
+    noise = noise_var * (measured_s / left_s) ** 2
+    at_probes = _shared(variants, grid, probed, probed) + _apart(variants, grid, probed, probed)
+    at_probes += noise[:, :, np.newaxis] * np.eye(len(probed))
+    shared = _shared(variants, grid, everything, probed)
+    to_probes = shared + _apart(variants, grid, everything, probed)
+    log_s = start_log + (to_probes @ np.linalg.solve(at_probes, shift[..., np.newaxis]))[..., 0]
+
+    shared_start = _shared_var(variants, grid)
+    shared_var = _left(shared_start, shared, at_probes)
+    apart_start = (grid.kin_sd**2 + grid.own_sd**2)[:, np.newaxis]
+    total_var = _left(shared_start + apart_start, to_probes, at_probes)
+    shared_var = np.minimum(shared_var, total_var)
 
     weights = grid.weights(_log_likelihood(at_probes, shift) + np.log(measured_s / left_s).sum(axis=1))
-    total_s_log = np.log(np.exp(log_s) + grid.overhead_s[:, np.newaxis])
+    total_log = np.log(np.exp(log_s) + grid.overhead_s[:, np.newaxis])
     # A constant is certain beside what is scaled: it takes uncertainty away in proportion.
-    damped = np.exp(2 * (log_s - total_s_log))
-    mean = weights @ total_s_log
+    damped = np.exp(2 * (log_s - total_log))
+    mean = weights @ total_log
     return Slowdowns(
         log_s=mean,
-        shared_var=weights @ (damped * np.maximum(total_var - own_var, 0.0) + (total_s_log - mean) ** 2),
-        own_var=weights @ (damped * own_var),
+        shared_var=weights @ (damped * shared_var + (total_log - mean) ** 2),
+        own_var=weights @ (damped * (total_var - shared_var)),
         overhead_s=float(weights @ grid.overhead_s),
-        class_sd=float(weights @ grid.class_sd),
-        own_sd=float(np.sqrt(weights @ grid.own_sd**2)),
+        own_sd=float(np.sqrt(weights @ apart_start[:, 0])),
     )
+
+
+def _shared(variants: Variants, grid: _Grid, rows: Indices, columns: Indices) -> Floats:
+    """Covariance (h, rows, columns) of what is shared beyond kin."""
+    same = variants.speed_class[rows, np.newaxis] == variants.speed_class[columns]
+    slope_of = _slope_of(variants)
+    fixed = np.outer(variants.prior_sd[rows], variants.prior_sd[columns])
+    fixed += SLOPE_SD**2 * np.outer(slope_of[rows], slope_of[columns])
+    covariance: Floats = fixed + grid.class_sd[:, np.newaxis, np.newaxis] ** 2 * same
+    return covariance
+
+
+def _shared_var(variants: Variants, grid: _Grid) -> Floats:
+    """Diagonal (h, v) of ``_shared``."""
+    fixed = variants.prior_sd**2 + SLOPE_SD**2 * _slope_of(variants) ** 2
+    variance: Floats = fixed + grid.class_sd[:, np.newaxis] ** 2
+    return variance
+
+
+def _slope_of(variants: Variants) -> Floats:
+    longest: Floats = np.log(variants.reference_s)
+    longest -= longest.mean()
+    return longest
+
+
+def _apart(variants: Variants, grid: _Grid, rows: Indices, columns: Indices) -> Floats:
+    """Covariance (h, rows, columns) of what only kin share, or nobody."""
+    kin = grid.kin_sd[:, np.newaxis, np.newaxis] ** 2 * variants.kinship[np.ix_(rows, columns)]
+    itself = rows[:, np.newaxis] == columns
+    covariance: Floats = kin + grid.own_sd[:, np.newaxis, np.newaxis] ** 2 * itself
+    return covariance
+
+
+def _left(start: Floats, to_probes: Floats, at_probes: Floats) -> Floats:
+    """Variance (h, v) that the probes leave."""
+    solved = np.linalg.solve(at_probes, np.swapaxes(to_probes, 1, 2))
+    left: Floats = np.maximum(start - np.einsum("hvn,hnv->hv", to_probes, solved), 0.0)
+    return left
 
 
 class _Grid:
     """Every combination of what is not known, h of them."""
 
     def __init__(self, measured_s: Floats) -> None:
-        quickest_s = float(measured_s.min()) if len(measured_s) else 0.0
+        quickest_s = (
+            min(float(measured_s.min()), MAX_OVERHEAD_S / OVERHEAD_SHARES[-1]) if len(measured_s) else 0
+        )
         shares = OVERHEAD_SHARES if len(measured_s) > 1 else OVERHEAD_SHARES[:1]
         rest = (1 - NO_OVERHEAD_WEIGHT) / max(len(shares) - 1, 1)
         overheads = [(share * quickest_s, rest if share else NO_OVERHEAD_WEIGHT) for share in shares]
-        owns = list(zip(OWN_SDS, OWN_WEIGHTS, strict=True))
-        points = list(itertools.product(CLASS_SDS, owns, overheads))
-        self.class_sd = np.array([point[0] for point in points])
-        self.own_sd = np.array([point[1][0] for point in points])
-        self.overhead_s = np.array([point[2][0] for point in points])
-        self._log_prior = np.log([point[1][1] * point[2][1] for point in points])
+        points = list(itertools.product(CLASS_SDS, KIN_SDS.items(), OWN_SDS.items(), overheads))
+        self.class_sd = np.array([class_sd for class_sd, *_ in points])
+        self.kin_sd = np.array([kin[0] for _, kin, *_ in points])
+        self.own_sd = np.array([own[0] for *_, own, _ in points])
+        self.overhead_s = np.array([overhead[0] for *_, overhead in points])
+        self._log_prior = np.log([kin[1] * own[1] * overhead[1] for _, kin, own, overhead in points])
 
     def weights(self, log_likelihood: Floats) -> Floats:
         """Posterior weights (h,), adding up to 1."""
@@ -152,18 +189,19 @@ def _log_likelihood(covariance: Floats, shift: Floats) -> Floats:
     return found
 
 
-def next_probe(covariance: Floats, own_var: float, probed: Sequence[int], cost_s: Floats) -> int:
+def next_probe(covariance: Floats, own_var: float, probed: Sequence[int], worth: Floats) -> int:
     """The variant whose measurement takes the most uncertainty away per second.
 
     Args:
         covariance: (v, v) of the logarithms of the variants' slowdowns, without what is each one's own.
         own_var: Variance of what is each variant's own.
         probed: Those that are measured already.
-        cost_s: (v,) what measuring one takes.
+        worth: (2, v) how much knowing each matters, and what measuring it takes.
     """
     known = np.array(probed, int)
+    matters, cost_s = worth
     at_probes = covariance[np.ix_(known, known)] + own_var * np.eye(len(known))
     left = covariance - covariance[:, known] @ np.linalg.solve(at_probes, covariance[known])
-    gain = (left**2).sum(axis=0) / (np.diagonal(left) + own_var)
+    gain = (matters[:, np.newaxis] * left**2).sum(axis=0) / (np.diagonal(left) + own_var)
     gain[known] = -np.inf
     return int(np.argmax(gain / cost_s))

@@ -27,8 +27,11 @@ from compass_coordinator.profiler.slowdowns import normalised
 Floats: TypeAlias = NDArray[np.float64]
 
 Z95 = 1.6448536269514722
-JITTERS = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5)
-"""Candidates for what the device adds to the relative standard deviation (in quadrature)."""
+JITTERS = (-0.5, -0.25, 0.0, 0.03, 0.06, 0.12, 0.25, 0.5)
+"""Candidates for what the device adds to the relative standard deviation (in quadrature).
+
+Less than none: it is steadier than the reference was, whose own spread is too large by that share.
+"""
 JITTER_SCALE = 0.1
 """A priori, jitters of this size and less are likely."""
 STALLED_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -114,7 +117,7 @@ def _candidates() -> tuple[Floats, Floats, Floats, Floats]:
     points = list(itertools.product(JITTERS, stalls))
     jitter = np.array([point[0] for point in points])
     share, period_s, weight = np.array([point[1] for point in points]).T
-    return jitter, share, period_s, np.log(weight) - jitter / JITTER_SCALE
+    return jitter, share, period_s, np.log(weight) - np.abs(jitter) / JITTER_SCALE
 
 
 def _modelled(
@@ -127,7 +130,8 @@ def _modelled(
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Variance, p95 and the quantiles below and above it of v variants under t candidates, each (t, v)."""
     own = np.sqrt(reference.var_s2) / reference.mean_s
-    rel_sd = np.sqrt(own**2 + jitter[:, np.newaxis] ** 2)
+    kept = 1 + np.minimum(jitter, 0.0)[:, np.newaxis]
+    rel_sd = np.sqrt((kept * own) ** 2 + np.maximum(jitter, 0.0)[:, np.newaxis] ** 2)
     gap_s, length_s = ((1 - share) * period_s)[:, np.newaxis], (share * period_s)[:, np.newaxis]
     running_s = mean_s * (1 - share)[:, np.newaxis]
     work_s = running_s[..., np.newaxis] * _lognormal(rel_sd)
@@ -140,8 +144,8 @@ def _modelled(
     var_s2 = (weights * (values - mean[..., np.newaxis]) ** 2).sum(axis=-1)
     # What makes the inputs' own p95 another than a log-normal's; jitter blurs it.
     skew = np.log(reference.p95_s / reference.mean_s) - _log_p95(own)
-    kept = own / np.where(rel_sd > 0, rel_sd, 1.0)
-    more_s = running_s * np.exp(_log_p95(rel_sd)) * np.expm1(kept * skew)
+    felt = kept * (kept * own / np.where(rel_sd > 0, rel_sd, 1.0))
+    more_s = running_s * np.exp(_log_p95(rel_sd)) * np.expm1(felt * skew)
     low, middle, high = _quantiles(values, weights, level_sd)
     # The skew never takes a quantile below the work itself.
     return var_s2, *(np.maximum(found_s + more_s, found_s / 2) for found_s in (low, middle, high))

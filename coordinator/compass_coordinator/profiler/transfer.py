@@ -21,7 +21,7 @@ adds to it (``tails``). Predicted figures have a count of 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,8 +39,10 @@ BROAD_SD = 1.0
 PROBE_REPEATS = 30
 PROBE_SETUP_S = 1.0
 """What a probe costs beside its repeats: fetching and opening a model, warming it up."""
-_DESIGN = (0.5, 0.3, 0.1, 0.1)
-"""For choosing probes: sd of what a device's classes share, of a class, of the slope, of a variant's own."""
+_DESIGN = (0.5, 0.2, 0.2, 0.1, 0.05)
+"""For choosing probes: sd of what a device's classes share, of a class, of kin, of the slope, of its own."""
+_BRIEF = 0.01
+"""Variants that take less than this share of the longest one's time matter in proportion to it."""
 
 Prior = Mapping[str, tuple[float, float]]
 """Speed class -> (slowdown, its relative standard deviation)."""
@@ -233,17 +235,19 @@ def most_telling(operators: Mapping[str, OperatorProfile], count: int = 5) -> tu
     there = [_checked(found) for found in operators.values()]
     reference_s = np.array([found.mean_s for found in there])
     names = np.array([found.speed_class for found in there])
-    common_sd, class_sd, slope_sd, own_sd = _DESIGN
+    common_sd, class_sd, kin_sd, slope_sd, own_sd = _DESIGN
     slope_of = np.log(reference_s) - np.mean(np.log(reference_s))
     covariance = (
         common_sd**2
         + class_sd**2 * (names[:, np.newaxis] == names)
-        + slope_sd**2 * slope_of[:, np.newaxis] * slope_of
+        + kin_sd**2 * _kinship(list(operators))
+        + slope_sd**2 * np.outer(slope_of, slope_of)
     )
-    cost_s = PROBE_SETUP_S + PROBE_REPEATS * reference_s
+    matters = reference_s / (reference_s + _BRIEF * reference_s.max(initial=0.0))
+    worth = np.array([matters, PROBE_SETUP_S + PROBE_REPEATS * reference_s])
     chosen: list[int] = []
     while len(chosen) < min(count, len(there)):
-        chosen.append(next_probe(covariance, own_sd**2, chosen, cost_s))
+        chosen.append(next_probe(covariance, own_sd**2, chosen, worth))
     keys = list(operators)
     return tuple(keys[at] for at in chosen)
 
@@ -296,7 +300,31 @@ def _variants(there: Mapping[str, OperatorProfile], classes: list[str], prior: P
         speed_class=np.array([classes.index(found.speed_class) for found in there.values()], int),
         prior_log=np.array([0.0 if given is None else math.log(given[0]) for given in expected]),
         prior_sd=np.array([BROAD_SD if given is None else given[1] for given in expected]),
+        kinship=_kinship(list(there)),
     )
+
+
+def _kinship(keys: Sequence[str]) -> Floats:
+    """Who does alike: half for the same operator, all for the same words among its knob values as well.
+
+    Words choose what is run (a model, whether at all), numbers how much work it is given.
+    """
+    parts = [key.rstrip("]").partition("[") for key in keys]
+    operators = np.array([operator for operator, _, _ in parts])
+    words = np.array(
+        [",".join(knob for knob in knobs.split(",") if not _numeric(knob)) for _, _, knobs in parts]
+    )
+    same = operators[:, np.newaxis] == operators
+    kinship: Floats = 0.5 * same + 0.5 * (same & (words[:, np.newaxis] == words))
+    return kinship
+
+
+def _numeric(knob: str) -> bool:
+    try:
+        float(knob.partition("=")[2])
+    except ValueError:
+        return False
+    return True
 
 
 def _spread(found: Mapping[str, OperatorProfile]) -> Spread:
