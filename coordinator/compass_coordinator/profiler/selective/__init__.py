@@ -1,7 +1,7 @@
 """Selective profiling of accuracy: what to measure next, and what follows for the rest."""
 
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions
-from compass_coordinator.profiler.selective.observations import OperatorTimes
+from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.profiler import Known, Options, Profiler, Status
 from compass_coordinator.profiler.selective.space import Space, space_of
 from compass_coordinator.profiler.selective.targets import Target, of_any, of_fleet, of_targets

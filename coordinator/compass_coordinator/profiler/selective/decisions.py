@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from compass_coordinator.profiler.selective.observations import OperatorTimes
+from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.score_model import Belief
 from compass_coordinator.profiler.selective.space import Floats, Indices
 

@@ -1,4 +1,4 @@
-"""What was measured so far: scores by input and config, operator runs by variant."""
+"""What was measured so far: scores by input and config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
-from compass_shared.measured import Done, OperatorRun, filled
+from compass_shared.measured import Done, filled
 
 MIN_DENOMINATOR = 1e-12
 
@@ -31,10 +31,12 @@ class Observations:
     failures: Indices = field(init=False)
     problems: dict[str, str] = field(default_factory=dict)
     _column: dict[str, int] = field(init=False)
+    _failed: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.inputs, len(self.space))
         self.numerators, self.denominators = np.full(shape, np.nan), np.full(shape, np.nan)
+        self._failed = np.zeros(shape, dtype=np.bool_)
         self.failures = np.zeros(len(self.space), dtype=np.intp)
         self._column = {key: index for index, key in enumerate(self.space.keys)}
 
@@ -46,9 +48,18 @@ class Observations:
                 continue
             self.numerators[done.input, column] = score.numerator
             self.denominators[done.input, column] = score.denominator
-            if key in done.problems:
+            if done.scores[key] is None:
+                self._failed[done.input, column] = True
                 self.failures[column] += 1
-                self.problems.setdefault(key, done.problems[key])
+                self.problems.setdefault(key, done.problems.get(key, "no score"))
+        self._fill(done.input)
+
+    def _fill(self, row: int) -> None:
+        """Failures are 0 of the most that any other config had on this input, whichever job that came from."""
+        failed = self._failed[row]
+        known = self.denominators[row, ~failed]
+        if failed.any() and not np.isnan(known).all():
+            self.denominators[row, failed] = np.nanmax(known)
 
     def seen(self, order: Indices) -> Indices:
         """(configs,) how many inputs from the start of an order each config was measured on without a gap."""
@@ -65,71 +76,21 @@ class Observations:
         """(configs,) inputs measured."""
         return np.asarray((~np.isnan(self.numerators)).sum(axis=0), dtype=np.intp)
 
-    def values(self) -> Floats:
-        """(inputs, configs) scores whose mean over all inputs is the accuracy, NaN where not measured.
+    def values(self, rows: Indices | slice = slice(None)) -> Floats:
+        """(rows, configs) scores whose mean over all inputs is the accuracy, NaN where not measured.
 
-        Of a mean they are the scores. A ratio is linearised around what is known of it: the ratio plus
+        Of a mean they are the scores. A ratio is linearised around what these rows say of it: the ratio plus
         (numerator - ratio x denominator) / mean denominator; the mean over measured inputs is then exactly
         the ratio.
+
+        Args:
+            rows: Inputs to look at.
         """
-        above, below = self.numerators, self.denominators
-        counts = np.maximum(self.counts(), 1)
+        above, below = self.numerators[rows], self.denominators[rows]
+        counts = np.maximum((~np.isnan(above)).sum(axis=0), 1)
         totals = np.nansum(below, axis=0)
         ratio = np.divide(
             np.nansum(above, axis=0), totals, out=np.zeros(len(totals)), where=totals > MIN_DENOMINATOR
         )
         mean = np.where(totals > MIN_DENOMINATOR, totals / counts, 1.0)
         return np.asarray(ratio + (above - ratio * below) / mean)
-
-
-@dataclass(slots=True)
-class _Samples:
-    cpu_s: list[float] = field(default_factory=list)
-    size: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OperatorTimes:
-    """What operator variants took; all arrays are (variants,)."""
-
-    mean_s: Floats
-    """NaN for variants that never ran."""
-    var_s2: Floats
-    p95_s: Floats
-    count: Indices
-    output_mean_bytes: Floats
-    output_var_bytes2: Floats
-
-
-class Runs:
-    """Operator runs by variant: thread CPU time and output size.
-
-    Args:
-        space: Names the variants.
-    """
-
-    def __init__(self, space: Space) -> None:
-        self._samples = {variant: _Samples() for variant in space.variants}
-        self.spent_s = 0.0
-        """Operator-seconds so far, failed runs included."""
-
-    def add(self, run: OperatorRun) -> None:
-        """Take one run."""
-        self.spent_s += run.cpu_s
-        found = self._samples.get(run.variant)
-        if found is not None and not run.failed:
-            found.cpu_s.append(run.cpu_s)
-            found.size.append(float(run.output_bytes))
-
-    def times(self) -> OperatorTimes:
-        """Distributions so far."""
-        taken = [np.array(found.cpu_s) for found in self._samples.values()]
-        sizes = [np.array(found.size) for found in self._samples.values()]
-        return OperatorTimes(
-            mean_s=np.array([values.mean() if len(values) else np.nan for values in taken]),
-            var_s2=np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in taken]),
-            p95_s=np.array([np.quantile(values, 0.95) if len(values) else np.nan for values in taken]),
-            count=np.array([len(values) for values in taken], dtype=np.intp),
-            output_mean_bytes=np.array([values.mean() if len(values) else np.nan for values in sizes]),
-            output_var_bytes2=np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in sizes]),
-        )

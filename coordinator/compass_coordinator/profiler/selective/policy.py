@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import norm
 
 from compass_coordinator.profiler.selective.decisions import Decisions, Stakes
-from compass_coordinator.profiler.selective.observations import OperatorTimes
+from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.score_model import Belief
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
 

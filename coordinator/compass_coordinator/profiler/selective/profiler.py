@@ -16,7 +16,8 @@ from scipy.stats import norm
 from compass_coordinator.profiler.selective.alone import believe_alone
 from compass_coordinator.profiler.selective.certain import bounds
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions, Stakes, stakes
-from compass_coordinator.profiler.selective.observations import Observations, OperatorTimes, Runs
+from compass_coordinator.profiler.selective.observations import Observations
+from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
 from compass_coordinator.profiler.selective.pilot import pilot_configs
 from compass_coordinator.profiler.selective.policy import Action, Prices, next_action
 from compass_coordinator.profiler.selective.score_model import (
@@ -129,7 +130,7 @@ class Profiler:
         self.options = options or Options()
         self.space = space_of(pipeline)
         self.observations = Observations(self.space, len(inputs))
-        self.runs = Runs(self.space)
+        self.runs = Runs(self.space, len(inputs))
         self._kind = kind
         self._decide = decide
         self._rng = rng
@@ -181,7 +182,7 @@ class Profiler:
         self._outstanding.pop(done.id, None)
         self.observations.add(done)
         for run in done.runs:
-            self.runs.add(run)
+            self.runs.add(run, done.input)
         self._count(done)
 
     @property
@@ -236,7 +237,7 @@ class Profiler:
         # Exactly the pilot's own, so that a resumed run comes to the same order.
         prefix = self._order[: self.options.pilot_inputs]
         if self.options.strata and len(prefix) < len(self._order):
-            values = self.observations.values()[np.ix_(prefix, self._pilot)]
+            values = self.observations.values(prefix)[:, self._pilot]
             labels = self._strata.labels[prefix]
             spreads = spreads_within(values.T, labels, len(self._strata.sizes))
             self._order = ordered(self._strata, self._rng, spreads=spreads, seen=prefix)

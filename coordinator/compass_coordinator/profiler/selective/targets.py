@@ -16,7 +16,7 @@ from compass_coordinator.estimator import latency, waits_at
 from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.policy import anywhere
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions
-from compass_coordinator.profiler.selective.observations import OperatorTimes
+from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.space import Floats, Space
 from compass_shared.errors import ConfigError
 from compass_shared.problem import Z95, Problem
