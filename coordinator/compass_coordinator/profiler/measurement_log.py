@@ -6,6 +6,7 @@ that was cut short is dropped when the log is opened again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +95,9 @@ class MeasurementLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        # What could not be written, ``add`` has said already.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def add(self, done: Done) -> None:
         """Append one answer, on disk when this returns.
