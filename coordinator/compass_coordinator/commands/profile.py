@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 from collections.abc import Sequence
 
-from compass_coordinator.commands import profile_files
-from compass_shared.errors import ConfigError
+ACTIONS = ("diff", "merge")
+"""First words that mean files of profiles; any other word is a pipeline to measure."""
 
-_RUN = "compass_coordinator.commands.profile_run"
+_HERE = "compass_coordinator.commands"
+_USAGE = """%(prog)s PIPELINE [options]
+       %(prog)s diff A B [options]
+       %(prog)s merge A B ... --out FILE"""
 
 
 def add_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Add the options of what the words mean: ``diff`` and ``merge`` are actions, anything else is a bundle.
+    """Add the options of what is meant, and import no more than that takes.
 
     Args:
         parser: Of ``compass profile``.
         words: What follows on the command line.
     """
-    if words and words[0] in profile_files.ACTIONS:
-        profile_files.add_options(parser)
+    if words and words[0] in ACTIONS:
+        importlib.import_module(f"{_HERE}.profile_files").add_options(parser)
         return
-    parser.usage = (
-        "%(prog)s PIPELINE [options]\n       %(prog)s diff A B\n       %(prog)s merge A B --out FILE"
-    )
-    if importlib.util.find_spec(_RUN) is not None:
-        run = importlib.import_module(_RUN)
-        run.add_run_options(parser)
-        parser.set_defaults(run=run.run)
-    else:
-        parser.add_argument("pipeline", metavar="PIPELINE")
-        parser.set_defaults(run=_refuse)
-
-
-def _refuse(_: argparse.Namespace) -> int:
-    raise ConfigError("only diff and merge are there yet", field="PIPELINE")
+    measuring = importlib.import_module(f"{_HERE}.profile_run")
+    parser.usage = _USAGE
+    measuring.add_run_options(parser)
+    parser.set_defaults(run=measuring.run)

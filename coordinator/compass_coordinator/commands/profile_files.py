@@ -23,7 +23,6 @@ from compass_shared.profile import AccuracyTable
 from compass_shared.profile_file import load_accuracy, save_accuracy
 
 EXIT_SAME, EXIT_DIFFERS = 0, 1
-ACTIONS = ("diff", "merge")
 
 _SHOWN = 20
 """Lines of a kind that are printed; --json has them all."""
