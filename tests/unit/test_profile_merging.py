@@ -16,7 +16,8 @@ from compass_coordinator.measurements import (
     SiteWork,
     VariantWork,
 )
-from compass_coordinator.profiler.merging import merge_accuracy, merge_measurements, pooled
+from compass_coordinator.profiler.merging import merge_accuracy, merge_measurements
+from compass_coordinator.profiler.pooling import pooled
 from compass_shared.errors import ProfileError
 from compass_shared.profile import Accuracy, AccuracyTable, Provenance
 
@@ -80,6 +81,12 @@ def test_what_cannot_both_be_true_is_said_and_kept_in_the_file() -> None:
     merged = merge_accuracy([("one", one), ("other", other)])
     assert merged.disagreements == ("a: 0.9 in other, 0.8 in one: their intervals do not touch",)
     assert merged.table.provenance["disagreements"] == list(merged.disagreements)
+
+
+def test_other_code_of_operators_is_said() -> None:
+    one, other = (table({"a": known(0.8)}, provenance={"code_sha256": code}) for code in "xy")
+    (said,) = merge_accuracy([("one", one), ("other", other), ("again", one)]).disagreements
+    assert said.startswith("the operators' code was y in other, x in one")
 
 
 def test_what_was_measured_on_every_input_is_exact() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import msgspec
 
@@ -19,15 +17,15 @@ from compass_coordinator.measurements import (
     VariantWork,
 )
 from compass_coordinator.profiler.differing import variant_differences, works_of
+from compass_coordinator.profiler.pooling import moments, pooled
 from compass_coordinator.profiler.provenance import (
     Work,
     merged_site_provenance,
     merged_table_provenance,
     sources_of,
 )
-from compass_coordinator.profiler.uncertainty import accuracy_interval, mean_interval_s
+from compass_coordinator.profiler.uncertainty import accuracy_interval
 from compass_shared.errors import ProfileError
-from compass_shared.problem import Z95
 from compass_shared.profile import Accuracy, AccuracyTable
 
 
@@ -37,7 +35,7 @@ class MergedAccuracy:
 
     table: AccuracyTable
     disagreements: tuple[str, ...]
-    """Configs that two tables measured with intervals that do not touch, in words."""
+    """Configs whose intervals in two tables do not touch, and other code of operators, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +69,7 @@ def merge_accuracy(tables: Sequence[tuple[str, AccuracyTable]]) -> MergedAccurac
     confidence = certain[0][1] if certain else tables[0][1].confidence
     tables = [(file, replace(table, confidence=confidence, inputs=inputs)) for file, table in tables]
     configs: dict[str, Accuracy] = {}
-    disagreements = []
+    disagreements = _other_code(tables)
     for key in dict.fromkeys(key for _, table in tables for key in table.configs):
         entries = [(file, table, table.configs[key]) for file, table in tables if key in table.configs]
         file, table, best = max(entries, key=lambda entry: _known(entry[2]))
@@ -89,6 +87,18 @@ def merge_accuracy(tables: Sequence[tuple[str, AccuracyTable]]) -> MergedAccurac
         provenance["disagreements"] = disagreements
     merged = replace(tables[0][1], configs=configs, provenance=provenance)
     return MergedAccuracy(table=merged, disagreements=tuple(disagreements))
+
+
+def _other_code(tables: Sequence[tuple[str, AccuracyTable]]) -> list[str]:
+    """Tables whose operators had other code than the first one's, which may or may not score the same."""
+    named = [
+        (file, code) for file, table in tables if (code := table.provenance.get("code_sha256")) is not None
+    ]
+    return [
+        f"the operators' code was {code} in {file}, {named[0][1]} in {named[0][0]}: do they score alike?"
+        for file, code in named
+        if code != named[0][1]
+    ]
 
 
 def _known(found: Accuracy) -> tuple[bool, int, float]:
@@ -141,39 +151,6 @@ def merge_measurements(
     return MergedMeasurements(document=document, disagreements=tuple(disagreements))
 
 
-def pooled(parts: Sequence[VariantWork]) -> VariantWork:
-    """Calls of several measurements as if they had been one.
-
-    Count, mean and variance (of calls, and of the sizes of what they return) are exactly those of all calls
-    together. The 95th percentile is approximate: that of a mixture in which each part is a normal
-    distribution with the part's own mean and percentile. It lies between the parts' percentiles and is exact
-    where these are equal. What nobody counted is left out beside what somebody did.
-
-    Args:
-        parts: At least one.
-    """
-    parts = list(dict.fromkeys(part for part in parts if part.count)) or [parts[0]]
-    if len(parts) == 1:
-        return parts[0]
-    counts = [part.count for part in parts]
-    mean_s, var_s2 = _moments(counts, [part.mean_s for part in parts], [part.var_s2 for part in parts])
-    size, size_var = _moments(
-        counts, [part.output_mean_bytes for part in parts], [part.output_var_bytes2 for part in parts]
-    )
-    return msgspec.structs.replace(
-        parts[0],
-        count=sum(counts),
-        mean_s=mean_s,
-        var_s2=var_s2,
-        p95_s=_mixed_p95_s(parts),
-        output_mean_bytes=size,
-        output_var_bytes2=size_var,
-        memory_bytes=max(part.memory_bytes for part in parts),
-        mean_interval_s=_pooled_interval(parts, mean_s),
-        p95_interval_s=None,
-    )
-
-
 def _merged_work(
     where: str, parts: Sequence[tuple[str, Work]], disagreements: list[str], *, force: bool
 ) -> Work:
@@ -188,7 +165,7 @@ def _merged_work(
         disagreements += _apart(f"{where}: {key}", found)
         operators[key] = pooled([variant for _, variant in found])
     weights = [max((found.count for found in work.operators.values()), default=0) for _, work in parts]
-    request, request_var = _moments(
+    request, request_var = moments(
         weights if any(weights) else [1] * len(parts),
         [work.request_mean_bytes for _, work in parts],
         [work.request_var_bytes2 for _, work in parts],
@@ -247,53 +224,3 @@ def _check_alike(what: str, found: Sequence[tuple[str, object]]) -> None:
         first, expected = found[0]
         if value != expected:
             raise ProfileError(f"{file}: {what} is {value!r}, {expected!r} in {first}: cannot be merged")
-
-
-def _moments(
-    counts: Sequence[int], means: Sequence[float], variances: Sequence[float]
-) -> tuple[float, float]:
-    """Mean and unbiased variance of all values together."""
-    total = sum(counts)
-    mean = math.fsum(n * each for n, each in zip(counts, means, strict=True)) / total
-    squares = math.fsum(
-        max(0, n - 1) * variance + n * (each - mean) ** 2
-        for n, each, variance in zip(counts, means, variances, strict=True)
-    )
-    return mean, squares / (total - 1) if total > 1 else variances[0]
-
-
-def _mixed_p95_s(parts: Sequence[VariantWork]) -> float:
-    """The 95th percentile of a mixture of normal distributions, each with its part's mean and percentile."""
-    p95s = [part.profile("", "").p95_s for part in parts]
-    total = sum(part.count for part in parts)
-
-    def below(value: float) -> float:
-        return math.fsum(
-            part.count / total * _below(value, part.mean_s, (p95_s - part.mean_s) / Z95)
-            for part, p95_s in zip(parts, p95s, strict=True)
-        )
-
-    low, high = min(p95s), max(p95s)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < 0.95 else (low, middle)
-    return high
-
-
-def _below(value: float, mean: float, deviation: float) -> float:
-    if deviation <= 0:  # a single call, or a percentile that its own mean exceeds
-        return float(value >= mean)
-    return NormalDist(mean, deviation).cdf(value)
-
-
-def _pooled_interval(parts: Sequence[VariantWork], mean_s: float) -> tuple[float, float] | None:
-    """Errors of independent means, weighted by their counts; None if no part brought an interval."""
-    if all(part.mean_interval_s is None for part in parts):
-        return None
-    total = sum(part.count for part in parts)
-    below = above = 0.0
-    for part in parts:
-        low, high = mean_interval_s(part)
-        below = math.hypot(below, part.count / total * (part.mean_s - low))
-        above = math.hypot(above, part.count / total * (high - part.mean_s))
-    return max(0.0, mean_s - below), mean_s + above
