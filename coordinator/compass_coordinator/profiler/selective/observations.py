@@ -55,7 +55,7 @@ class Observations:
         self._fill(done.input)
 
     def _fill(self, row: int) -> None:
-        """Failures are 0 of the most that any other config had on this input, whichever job that came from."""
+        """Failures are 0 of the most that another config had on this input, in whichever job."""
         failed = self._failed[row]
         known = self.denominators[row, ~failed]
         if failed.any() and not np.isnan(known).all():

@@ -87,12 +87,15 @@ def _over_inputs(values: Floats, known: np.ndarray[tuple[int, ...], np.dtype[np.
         values: (variants, inputs) mean of the runs of one operator.
         known: Where there were any.
     """
-    logs = np.log(np.where(known & (values > 0), values, 1.0))
+    # Runs too short for the clock have no logarithm and say nothing of their input.
+    timed = known & (values > 0)
+    logs = np.log(np.where(timed, values, 1.0))
     runs, ran = known.sum(axis=1), known.sum(axis=0)
+    by_variant, by_input = np.maximum(timed.sum(axis=1), 1), timed.sum(axis=0) + SHRINKAGE
     effect, place = np.zeros(len(values)), np.zeros(values.shape[1])
     for _ in range(ROUNDS):
-        effect = np.where(known, logs - place, 0.0).sum(axis=1) / np.maximum(runs, 1)
-        place = np.where(known, logs - effect[:, np.newaxis], 0.0).sum(axis=0) / (ran + SHRINKAGE)
+        effect = np.where(timed, logs - place, 0.0).sum(axis=1) / by_variant
+        place = np.where(timed, logs - effect[:, np.newaxis], 0.0).sum(axis=0) / by_input
     fitted = np.exp(effect[:, np.newaxis] + place)
     # The ratio of totals, so that what was seen is met on average.
     scale = (values * known).sum(axis=1) / np.maximum((fitted * known).sum(axis=1), 1e-300)
