@@ -40,9 +40,13 @@ _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-@functools.cache
 def drawn(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a type: a dataclass with all its fields, or anything that a field may be."""
+    return _drawn(kind)
+
+
+@functools.cache  # making a strategy takes longer than drawing from it
+def _drawn(kind: Any) -> st.SearchStrategy[Any]:
     if kind in _PLAIN:
         return _PLAIN[kind]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

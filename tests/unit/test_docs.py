@@ -259,7 +259,7 @@ def test_the_small_bundle_runs(tmp_path: Path) -> None:
     host, score = OperatorHost([bundle], store), bundle.metric()
 
     def accuracy(stride: int) -> float:
-        scores = []
+        scores: list[float] = []
         for example in bundle.examples("profiling", store):
             sample = host.run("count-words", "sample", {REQUEST: example.value}, {"stride": stride})
             scores.append(score(host.run("count-words", "count", {"sample": sample}, {}), example.truth))
