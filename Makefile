@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-agent bench-demo bench-matcher bench-planner install-dev clean distclean
+.PHONY: help demo test lint format bench bench-agent bench-demo bench-matcher bench-planner bench-profiler install-dev clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ format: $(DEV) ## let ruff format and repair what it can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-bench: bench-agent bench-demo bench-matcher bench-planner ## run all benchmarks; tables here, JSON in bench/results
+bench: bench-agent bench-demo bench-matcher bench-planner bench-profiler ## run all benchmarks; tables here, JSON in bench/results
 
 bench-agent: $(DEV) ## what the agent adds to the bare operators
 	@$(BIN)/python bench/agent.py $(ARGS)
@@ -49,6 +49,9 @@ bench-matcher: $(DEV) ## the matcher beside LP, MILP, greedy, POP and dede
 
 bench-planner: $(DEV) ## templates, evaluation, candidates and search, beside planning each query alone
 	@$(BIN)/python bench/planner.py $(ARGS)
+
+bench-profiler: $(DEV) ## what knowing all configs takes, beside random sampling, halving and Bayesian optimisation
+	@$(BIN)/python bench/profiler.py $(ARGS)
 
 install-dev: $(DEV) ## only make .venv, with everything that developers need
 

@@ -14,7 +14,7 @@ from numpy.random import Generator
 from compass_coordinator.estimator import Floats, Indices
 from profiling.study import Study
 
-FIRST = 6
+FIRST = 12
 """Inputs of the first round."""
 BATCH = 100
 """Queries."""
