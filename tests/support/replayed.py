@@ -27,8 +27,8 @@ FAILED = "the operator failed"
 class Replayed:
     """What measuring processes would say.
 
-    Accuracies are what knobs add, with something for all of them together; inputs differ in how hard they are,
-    which a feature tells roughly, and configs in how much that matters.
+    Accuracies are what knobs add, with something for all of them together; inputs differ in how hard they
+    are, which a feature tells roughly, and configs in how much that matters.
 
     Attributes:
         pipeline: Its configs.

@@ -1,0 +1,97 @@
+"""What accuracies certainly are not, and what a config's own scores say of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from compass_coordinator.profiler.selective.alone import UNKNOWN_VAR, believe_alone
+from compass_coordinator.profiler.selective.certain import FEWEST, bounds
+from compass_coordinator.profiler.selective.score_model import Scores
+from compass_coordinator.profiler.selective.space import Floats, Indices
+from compass_coordinator.profiler.strata import Strata, ordered
+from support.score_tables import score_table
+
+INPUTS = 60
+TABLE = score_table(4, INPUTS).T
+"""(inputs, configs)."""
+LABELS = np.digitize(TABLE.mean(axis=1), [0.6, 0.85])
+STRATA = Strata(labels=LABELS, sizes=np.bincount(LABELS))
+LEVELS = np.arange(4)[:, np.newaxis]
+SEEN = np.array([INPUTS, 40, 20, 10])
+
+
+def _seen(table: Floats, order: Indices, seen: Indices) -> Scores:
+    values = np.where(np.arange(INPUTS)[:, np.newaxis] < seen, table[order], np.nan)
+    return Scores(values=values, seen=seen, features=np.zeros((INPUTS, 0)), levels=LEVELS)
+
+
+@pytest.mark.parametrize("spreads", [None, [0.1, 0.5, 0.2]])
+def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
+    """In an order balanced over strata, evenly or not; measured whole or not, paired or not."""
+    rng = np.random.default_rng(3)
+    truth, missed, width = TABLE.mean(axis=0), 0, np.zeros(4)
+    for seen in (SEEN, np.array([0, 40, 20, 10])):
+        for _ in range(15):
+            order = ordered(STRATA, rng, spreads=spreads)
+            found = bounds(_seen(TABLE, order, seen), LABELS[order], 0.05)
+            missed += int(((truth < found.low - 1e-9) | (truth > found.high + 1e-9)).sum())
+            width += (found.high - found.low) / 30
+    # 90 intervals at 5%, conservative: 4.5 would be the mean of exact ones.
+    assert missed <= 2
+    assert (width[1:] < 0.95).all()
+    assert width[1] < width[2] < width[3]
+
+
+def test_bounds_of_what_was_measured_whole_are_the_accuracy_and_of_little_are_none() -> None:
+    order = ordered(STRATA, np.random.default_rng(0))
+    found = bounds(_seen(TABLE, order, np.array([INPUTS, FEWEST - 1, 0, INPUTS])), LABELS[order], 0.05)
+    assert found.low[[0, 3]] == pytest.approx(TABLE[:, [0, 3]].mean(axis=0))
+    assert np.array_equal(found.low[[0, 3]], found.high[[0, 3]])
+    assert found.low[1:3].tolist() == [0.0, 0.0]
+    assert found.high[1:3].tolist() == [1.0, 1.0]
+
+
+def test_differences_to_a_config_that_is_known_narrow_bounds() -> None:
+    order = ordered(STRATA, np.random.default_rng(1))
+    hits = (np.arange(INPUTS) % 3 > 0).astype(np.float64)
+    twin = np.column_stack([hits, 0.98 * hits, TABLE[:, 2], TABLE[:, 3]])
+    paired = bounds(_seen(twin, order, np.array([INPUTS, 30, 0, 0])), LABELS[order], 0.05)
+    alone = bounds(_seen(twin, order, np.array([0, 30, 0, 0])), LABELS[order], 0.05)
+    assert paired.high[1] - paired.low[1] < 0.8 * (alone.high[1] - alone.low[1])
+    assert paired.low[1] <= twin[:, 1].mean() <= paired.high[1]
+
+
+# --- alone ----------------------------------------------------------------------------------------
+
+
+def test_alone_a_config_is_its_own_sample() -> None:
+    order = np.random.default_rng(2).permutation(INPUTS)
+    scores = _seen(TABLE, order, np.array([INPUTS, 30, 1, 0]))
+    found = believe_alone(scores)
+    assert found.mean[:3] == pytest.approx(np.nanmean(scores.values[:, :3], axis=0))
+    assert found.mean[3] == 0.5
+    assert found.spread[0] == 0.0
+    assert found.spread[3] == pytest.approx(np.sqrt(UNKNOWN_VAR))
+    own = np.nanstd(scores.values[:, 1], ddof=1)
+    assert found.spread[1] == pytest.approx(own * np.sqrt(0.5 / 30), rel=0.1)
+    assert 0 < found.spread[2] <= found.spread[3]
+    assert not (found.covariance - np.diag(np.diag(found.covariance))).any(), "nothing about others"
+
+
+def test_alone_before_anything_was_measured() -> None:
+    found = believe_alone(_seen(TABLE, np.arange(INPUTS), np.zeros(4, dtype=np.intp)))
+    assert found.mean.tolist() == [0.5] * 4
+    assert found.spread == pytest.approx(np.sqrt(UNKNOWN_VAR))
+
+
+def test_alone_intervals_cover() -> None:
+    rng = np.random.default_rng(5)
+    inside = []
+    for _ in range(150):
+        scores = _seen(TABLE, rng.permutation(INPUTS), np.array([20, 30, 40, 50]))
+        found = believe_alone(replace(scores, levels=LEVELS))
+        inside.append(np.abs(found.mean - TABLE.mean(axis=0)) <= 1.96 * found.spread)
+    assert 0.9 < np.mean(inside) < 0.99
