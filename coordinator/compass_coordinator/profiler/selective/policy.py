@@ -82,7 +82,7 @@ def next_action(
 
     Measuring a config takes away its own blame, and of others' blame what their correlation with it explains.
     How much of its own goes with a part of the inputs follows from how far its accuracy is from the
-    thresholds around it: far away few inputs settle it, close by all are needed.
+    thresholds around it: close by the first inputs tell most, far away only most of them turn a choice.
 
     Args:
         decisions: Queries.
