@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.random import Generator
 
 from compass_coordinator.profiler.selective import Decisions, OperatorTimes, Options, Profiler
-from profiling.plans import Figures
 from profiling.score import CONFIDENCE, Knowledge
 from profiling.study import Study
+from profiling.times import figures_of
 
 ABLATIONS: Mapping[str, Options] = {
     "selective": Options(confidence=CONFIDENCE),
@@ -44,18 +43,3 @@ def selective(study: Study, rng: Generator, *, options: Options) -> None:
             profiler.tell(study.answer(job))
         study.look(known)
     study.look(known, last=True)
-
-
-def figures_of(times: OperatorTimes) -> Figures:
-    """The same in the bench's terms."""
-    return Figures(
-        mean_s=times.mean_s,
-        var_s2=times.var_s2,
-        mean_bytes=times.output_mean_bytes,
-        var_bytes2=times.output_var_bytes2,
-    )
-
-
-def with_delta(options: Options, delta: float) -> Options:
-    """The same, stopping at another share of queries that could still be decided wrongly."""
-    return replace(options, delta=delta)

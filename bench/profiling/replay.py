@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compass_coordinator.estimator import Floats
-from compass_shared.measured import Done, Job, OperatorRun, Score
+from compass_shared.measured import Done, Job, Score
+from profiling.times import run_of
 from profiling.truth import Truth
 
 
@@ -58,17 +59,8 @@ class Replay:
                 truth.configs[config]: Score(numerator=score)
                 for config, score in zip(configs, scores, strict=True)
             },
-            runs=tuple(map(self._run, wanted.tolist())),
+            runs=tuple(run_of(truth, run) for run in wanted.tolist()),
             reused=truth.run_of.shape[2] * len(rows) - len(wanted),
-        )
-
-    def _run(self, run: int) -> OperatorRun:
-        truth = self.truth
-        return OperatorRun(
-            variant=truth.variants[truth.run_variant[run]],
-            cpu_s=float(truth.run_cpu_s[run]),
-            wall_s=float(truth.run_wall_s[run]),
-            output_bytes=int(truth.run_bytes[run]),
         )
 
     def classical(self, z: float) -> tuple[Floats, Floats, Floats]:

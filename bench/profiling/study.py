@@ -12,11 +12,13 @@ import numpy as np
 from numpy.random import Generator
 
 from compass_coordinator.estimator import Floats
+from compass_coordinator.profiler.selective.operator_times import Runs
 from compass_shared.measured import Done, Job
+from profiling.plans import Figures
 from profiling.queries import Decisions
 from profiling.replay import Replay
 from profiling.score import Knowledge, Quality, Z, judge
-from profiling.times import OperatorTimes
+from profiling.times import figures_of, no_runs
 
 FIRST_S = 5.0
 """Operator-seconds at which a trace begins."""
@@ -36,12 +38,12 @@ class Study:
     outside_s: float = 0.0
     """Wall seconds of replaying and judging, which are not the method's own."""
     replay: Replay = field(init=False)
-    times: OperatorTimes = field(init=False)
+    runs: Runs = field(init=False)
     _next_s: float = FIRST_S
 
     def __post_init__(self) -> None:
         self.replay = Replay(self.decisions.truth, reuse=self.reuse)
-        self.times = OperatorTimes(self.decisions.truth)
+        self.runs = no_runs(self.decisions.truth)
 
     @property
     def exhausted(self) -> bool:
@@ -52,7 +54,8 @@ class Study:
         """Score configs on one input."""
         with self._outside():
             done = self.replay.measure(page, configs)
-        self.times.tell(done)
+        for run in done.runs:
+            self.runs.add(run, page)
         return done
 
     def answer(self, job: Job) -> Done:
@@ -72,13 +75,15 @@ class Study:
         """What each config's own scores say; configs without any are not chosen."""
         mean, low, high = self.replay.classical(Z)
         sampled = self.replay.measured.any(axis=0)
-        return Knowledge(
-            mean=np.where(sampled, mean, np.nan), low=low, high=high, figures=self.times.figures()
-        )
+        return Knowledge(mean=np.where(sampled, mean, np.nan), low=low, high=high, figures=self.figures())
+
+    def figures(self) -> Figures:
+        """Of operators, from the runs so far."""
+        return figures_of(self.runs.times())
 
     def costs(self) -> Floats:
         """(Q, C) by the operator times known so far."""
-        return self.decisions.cost_matrix(self.times.figures())
+        return self.decisions.cost_matrix(self.figures())
 
     @contextmanager
     def _outside(self) -> Iterator[None]:

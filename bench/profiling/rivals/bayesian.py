@@ -149,7 +149,7 @@ def _knowledge(study: Study, posterior: _Posterior) -> Knowledge:
         mean=np.clip(posterior.mean, 0.0, 1.0),
         low=np.clip(posterior.mean - half, 0.0, 1.0),
         high=np.clip(posterior.mean + half, 0.0, 1.0),
-        figures=study.times.figures(),
+        figures=study.figures(),
     )
 
 
