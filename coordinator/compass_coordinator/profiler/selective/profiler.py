@@ -296,8 +296,9 @@ class Profiler:
     def _belief(self, scores: Scores) -> Belief:
         if not self.options.transfer or scores.looked_at == 0:
             return believe_alone(scores)
-        model = self._model or fit(scores, self._kernel, self._pilot)
-        return believe(scores, model).inflated(self.calibration)
+        if self._model is None:  # stopped before the first decision
+            self._model = fit(scores, self._kernel, self._pilot)
+        return believe(scores, self._model).inflated(self.calibration)
 
     def _reach(self) -> float:
         if self._model is None:
