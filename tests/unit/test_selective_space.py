@@ -71,12 +71,12 @@ def test_pipelines_without_choice_and_with_too_much() -> None:
         space_of(more)
 
 
-@pytest.mark.parametrize("count", [1, 4, 10, 36, 99])
+@pytest.mark.parametrize("count", [1, 4, 10, 24, 99])
 def test_a_pilot_has_every_variant(count: int) -> None:
     space = space_of(PAGES)
     for seed in range(5):
         found = pilot_configs(space, count, np.random.default_rng(seed))
-        assert len(found) == len(set(found.tolist())) >= min(count, 36)
+        assert len(found) == len(set(found.tolist())) >= min(count, 24)
         assert (np.diff(found) > 0).all()
         variants = space.node_variant[space.nodes[found]]
         used = np.bincount(variants.ravel(), minlength=len(space.variants))
