@@ -1,0 +1,135 @@
+"""The log of a profiling run: what ends a run costs nothing that was measured before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from compass_coordinator.profiler.measurement_log import Header, MeasurementLog, header_of, read_log
+from compass_shared.errors import ProfileError
+from compass_shared.measured import Done, InputInfo, OperatorRun, Ready, Score
+
+READY = Ready(
+    pipeline="words",
+    digest="d1",
+    code_sha256="c1",
+    split="profiling",
+    metric="words",
+    kind="mean",
+    inputs=tuple(InputInfo(name=f"text-{at}", group="", features=(1.0,), size_bytes=9) for at in range(3)),
+    models={"small": "aa", "large": "bb"},
+)
+HEADER = header_of(READY, 5)
+DONE = [
+    Done(
+        id=at,
+        input=at,
+        scores={"half": Score(numerator=0.5), "broken\u2028": None},
+        problems={"broken\u2028": "it said:\nno \u2028 way"},
+        runs=(OperatorRun(variant="half", cpu_s=0.1, wall_s=0.2, output_bytes=3),),
+    )
+    for at in range(3)
+]
+
+
+def _write(path: Path, count: int = 3) -> None:
+    with MeasurementLog(path, HEADER, []) as log:
+        for done in DONE[:count]:
+            log.add(done)
+
+
+def test_what_is_added_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    _write(path)
+    assert read_log(path, HEADER) == DONE
+    with MeasurementLog(path, HEADER, DONE[:2]) as log:
+        assert read_log(path, HEADER) == DONE[:2], "at once, before anything new"
+        log.add(DONE[2])
+        assert read_log(path, HEADER) == DONE, "on disk when add returns"
+
+
+@pytest.mark.parametrize("missing", [1, 2, 40])
+def test_a_line_that_was_cut_short_is_done_again(tmp_path: Path, missing: int) -> None:
+    path = tmp_path / "log.jsonl"
+    _write(path)
+    path.write_bytes(path.read_bytes()[:-missing])
+    kept = read_log(path, HEADER)
+    assert kept == DONE[: 3 if missing == 1 else 2], "without its end of line it is whole all the same"
+    with MeasurementLog(path, HEADER, kept) as log:
+        log.add(DONE[2])
+    assert read_log(path, HEADER) == [*kept, DONE[2]]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"pipeline": "pages"}, "another pipeline \\(words then, pages now\\)"),
+        ({"digest": "d2"}, "another digest \\(d1 then, d2 now\\)"),
+        ({"code_sha256": "c2"}, "another code sha256 \\(c1 then, c2 now\\)"),
+        ({"split": "heldout"}, "another split \\(profiling then, heldout now\\)"),
+        ({"models": {"small": "aa", "large": "cc"}}, "another models \\(large: bb then, cc now\\)"),
+        ({"models": {"small": "aa"}}, "another models \\(large: bb then, None now\\)"),
+        ({"inputs": ("text-0",)}, "another inputs; remove it"),
+        ({"seed": 6}, "another seed \\(5 then, 6 now\\)"),
+    ],
+)
+def test_a_log_of_another_measurement_is_refused(
+    tmp_path: Path, other: dict[str, object], named: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    _write(path)
+    with pytest.raises(ProfileError, match=f"log.jsonl: it is of {named}"):
+        read_log(path, msgspec.structs.replace(HEADER, **other))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}\n", b"accuracy\n", b'\xff"\n'])
+def test_what_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=r"log.jsonl: not a log of measurements.*remove it"):
+        read_log(path, HEADER)
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot be read: No such file"):
+        read_log(tmp_path / "log.jsonl", HEADER)
+    with pytest.raises(ProfileError, match="cannot be read: Is a directory"):
+        read_log(tmp_path, HEADER)
+
+
+def _until_the_disk_is_full(path: Path) -> None:
+    with MeasurementLog(path, HEADER, DONE[:1]) as log:
+        log.add(DONE[1])
+        log._file.close()
+        log._file = Path("/dev/full").open("ab")
+        log.add(DONE[2])
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with pytest.raises(ProfileError, match=r"cannot be written: No space left on device; .* --resume"):
+        _until_the_disk_is_full(path)
+    assert read_log(path, HEADER) == DONE[:2]
+
+
+def test_a_log_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProfileError, match="cannot be written"):
+        MeasurementLog(tmp_path / "file" / "log.jsonl", HEADER, [])
+
+
+def test_the_header_says_all_that_scores_depend_on() -> None:
+    assert (
+        Header(
+            pipeline="words",
+            digest="d1",
+            code_sha256="c1",
+            split="profiling",
+            models={"small": "aa", "large": "bb"},
+            inputs=("text-0", "text-1", "text-2"),
+            seed=5,
+        )
+        == HEADER
+    )
