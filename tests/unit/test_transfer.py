@@ -99,9 +99,9 @@ def errors(speed: Speed, took: Operators) -> dict[str, float]:
 def test_two_classes_are_told_apart() -> None:
     took, means = device(np.random.default_rng(2), {"python": 2.0, "onnx-fp32": 5.0}, own_sd=0.03)
     speed = fit_speed(REFERENCE, probed(took))
-    assert speed.slowdowns["python"][0] == pytest.approx(2.0, rel=0.1)
-    assert speed.slowdowns["onnx-fp32"][0] == pytest.approx(5.0, rel=0.1)
-    assert all(speed.forecast(key).mean_s == pytest.approx(mean_s, rel=0.2) for key, mean_s in means.items())
+    assert speed.slowdowns["python"][0] == pytest.approx(2.0, rel=0.15)
+    assert speed.slowdowns["onnx-fp32"][0] == pytest.approx(5.0, rel=0.15)
+    assert all(speed.forecast(key).mean_s == pytest.approx(mean_s, rel=0.25) for key, mean_s in means.items())
     assert np.median(list(errors(speed, took).values())) < 0.1
 
 

@@ -13,7 +13,7 @@ from profiling.devices.measured import Measured
 
 PROBES = 5
 AIM = 0.15
-DRAWS = 40
+DRAWS = 12
 """Random sets of as many probes, to see what choosing them is worth."""
 Z90 = 1.6448536269514722
 

@@ -22,8 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from compass_coordinator.profiler.slowdowns import normalised
-
 Floats: TypeAlias = NDArray[np.float64]
 
 Z95 = 1.6448536269514722
@@ -34,9 +32,9 @@ Less than none: it is steadier than the reference was, whose own spread is too l
 """
 JITTER_SCALE = 0.1
 """A priori, jitters of this size and less are likely."""
-STALLED_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-PERIODS_S = (0.003, 0.005, 0.008, 0.012, 0.02, 0.035, 0.06, 0.1)
-NO_STALL_WEIGHT = 0.7
+STALLED_SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75)
+PERIODS_S = (0.003, 0.005, 0.008, 0.012, 0.02, 0.04, 0.1)
+NO_STALL_WEIGHT = 0.8
 MODEL_SD = 0.05
 """What the model itself may be wrong by, in the logarithm of p95 / mean."""
 SPREAD_SD = 0.3
@@ -57,86 +55,112 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tails:
-    """What is believed of a device's jitter and stalls: t candidates."""
+class Stalls:
+    """t candidates for how a device is stopped."""
 
-    jitter: Floats
     share: Floats
+    """(t,) of the time."""
     period_s: Floats
     weights: Floats
 
-    def spread(self, reference: Spread, mean_s: Floats) -> tuple[Spread, Floats]:
-        """The spread of variants on the device.
+    @property
+    def gap_s(self) -> Floats:
+        """(t,) running time between two stalls."""
+        return (1 - self.share) * self.period_s
 
-        Args:
-            reference: (v,) their spread on the reference machine.
-            mean_s: (v,) their mean times on the device.
+    @property
+    def length_s(self) -> Floats:
+        """(t,) of one stall."""
+        return self.share * self.period_s
 
-        Returns:
-            The spread there, and the variance of the logarithm of its p95 (v,).
-        """
-        likely = self.weights > 1e-3
-        var_s2, low_s, p95_s, high_s = _modelled(
-            self.jitter[likely], self.share[likely], self.period_s[likely], reference, mean_s, LEVEL_SD
-        )
-        weights = self.weights[likely] / self.weights[likely].sum()
-        log_p95 = weights @ np.log(p95_s)
-        between = (np.log(p95_s) - log_p95) ** 2 + (np.log(high_s / low_s) / 2) ** 2
-        spread = Spread(mean_s=mean_s, var_s2=weights @ var_s2, p95_s=np.exp(log_p95))
-        return spread, weights @ between + MODEL_SD**2
+    def sampling_var(self, mean_s: Floats, count: Floats) -> Floats:
+        """Relative variance (t, n) of means that few calls gave: those may have met more stalls, or none."""
+        phase = np.mod(np.outer(1 - self.share, mean_s) / self.gap_s[:, np.newaxis], 1.0)
+        variance: Floats = (self.length_s[:, np.newaxis] / mean_s) ** 2 * phase * (1 - phase) / count
+        return variance
 
 
-def fit_tails(reference: Spread, measured: Spread, count: Floats) -> Tails:
-    """What the spreads of n probes say of the device's jitter and stalls.
+def stalls() -> Stalls:
+    """The candidates with what is believed of them beforehand; the first is none."""
+    some = list(itertools.product(STALLED_SHARES, PERIODS_S))
+    share, period_s = np.array([(0.0, 1.0), *some]).T
+    each = (1 - NO_STALL_WEIGHT) / len(some)
+    return Stalls(share=share, period_s=period_s, weights=np.array([NO_STALL_WEIGHT, *[each] * len(some)]))
+
+
+def fit_tails(reference: Spread, measured: Spread, count: Floats, mean_s: Floats) -> Floats:
+    """How well every jitter with every stall explains the spreads of n probes.
 
     Args:
         reference: (n,) spread on the reference machine.
         measured: (n,) spread on the device.
         count: (n,) samples behind it; less than four say nothing of a spread.
+        mean_s: (t, n) what the probes take on average where the stall is the one assumed.
+
+    Returns:
+        (jitters, t) logarithms of the likelihood, the prior of the jitter in it.
     """
-    jitter, share, period_s, log_prior = _candidates()
-    count = np.maximum(count, 1)
     level_sd = np.minimum(np.sqrt(0.95 * 0.05 / count), 0.04)
-    var_s2, low_s, p95_s, high_s = _modelled(jitter, share, period_s, reference, measured.mean_s, level_sd)
+    explained = [
+        _explained(_modelled(jitter, stalls(), reference, mean_s, level_sd), measured, count)
+        for jitter in JITTERS
+    ]
+    found: Floats = np.array(explained) - np.abs(JITTERS)[:, np.newaxis] / JITTER_SCALE
+    return found
+
+
+def spread_of(
+    reference: Spread, mean_s: Floats, weights: Floats, assumed: Stalls
+) -> tuple[Floats, Floats, Floats]:
+    """The spread of v variants on the device.
+
+    Args:
+        reference: (v,) their spread on the reference machine.
+        mean_s: (c, v) their mean times on the device under each assumption.
+        weights: (jitters, c) what is believed of the assumptions, adding up to 1.
+        assumed: The c stalls.
+
+    Returns:
+        Relative variance, logarithm of p95 / mean and the variance of that logarithm, (v,) each.
+    """
+    var, ratio, ratio2 = (np.zeros(mean_s.shape[1]) for _ in range(3))
+    for jitter, believed in zip(JITTERS, weights, strict=True):
+        if believed.sum() < 1e-3:
+            continue
+        var_s2, low_s, p95_s, high_s = _modelled(jitter, assumed, reference, mean_s, LEVEL_SD)
+        log_ratio = np.log(p95_s / mean_s)
+        var += believed @ (var_s2 / mean_s**2)
+        ratio += believed @ log_ratio
+        ratio2 += believed @ (log_ratio**2 + (np.log(high_s / low_s) / 2) ** 2)
+    total = weights.sum(axis=1)[weights.sum(axis=1) >= 1e-3].sum()
+    var, ratio, ratio2 = var / total, ratio / total, ratio2 / total
+    return var, ratio, np.maximum(ratio2 - ratio**2, 0.0) + MODEL_SD**2
+
+
+def _explained(modelled: tuple[Floats, Floats, Floats, Floats], measured: Spread, count: Floats) -> Floats:
+    """Log likelihood (t,) of what was measured."""
+    var_s2, low_s, p95_s, high_s = modelled
     floor_s = 1e-3 * measured.mean_s
     off_p95 = np.log(np.maximum(measured.p95_s, floor_s) / p95_s)
     sampled = np.where(off_p95 > 0, np.log(high_s / p95_s), np.log(p95_s / low_s))
     off_sd = np.log((np.sqrt(var_s2) + floor_s) / (np.sqrt(measured.var_s2) + floor_s))
-    explained = off_p95**2 / (sampled**2 + MODEL_SD**2) + off_sd**2 / (2 / count + SPREAD_SD**2)
-    log_likelihood = -0.5 * (explained * (count >= 4)).sum(axis=1)
-    return Tails(
-        jitter=jitter, share=share, period_s=period_s, weights=normalised(log_likelihood + log_prior)
-    )
-
-
-def _candidates() -> tuple[Floats, Floats, Floats, Floats]:
-    """Jitter, stalled share, period and the logarithm of the prior weight, (t,) each."""
-    stalls = [(0.0, 1.0, NO_STALL_WEIGHT)]
-    some = (1 - NO_STALL_WEIGHT) / (len(STALLED_SHARES) * len(PERIODS_S))
-    stalls += [(share, period_s, some) for share, period_s in itertools.product(STALLED_SHARES, PERIODS_S)]
-    points = list(itertools.product(JITTERS, stalls))
-    jitter = np.array([point[0] for point in points])
-    share, period_s, weight = np.array([point[1] for point in points]).T
-    return jitter, share, period_s, np.log(weight) - np.abs(jitter) / JITTER_SCALE
+    off = off_p95**2 / (sampled**2 + MODEL_SD**2) + off_sd**2 / (2 / count + SPREAD_SD**2)
+    found: Floats = -0.5 * (off * (count >= 4)).sum(axis=1)
+    return found
 
 
 def _modelled(
-    jitter: Floats,
-    share: Floats,
-    period_s: Floats,
-    reference: Spread,
-    mean_s: Floats,
-    level_sd: Floats | float,
+    jitter: float, stalls: Stalls, reference: Spread, mean_s: Floats, level_sd: Floats | float
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Variance, p95 and the quantiles below and above it of v variants under t candidates, each (t, v)."""
+    """Variance, p95 and the quantiles below and above it of v variants under t stalls, each (t, v)."""
     own = np.sqrt(reference.var_s2) / reference.mean_s
-    kept = 1 + np.minimum(jitter, 0.0)[:, np.newaxis]
-    rel_sd = np.sqrt((kept * own) ** 2 + np.maximum(jitter, 0.0)[:, np.newaxis] ** 2)
-    gap_s, length_s = ((1 - share) * period_s)[:, np.newaxis], (share * period_s)[:, np.newaxis]
-    running_s = mean_s * (1 - share)[:, np.newaxis]
+    kept = 1 + min(jitter, 0.0)
+    rel_sd = np.sqrt((kept * own) ** 2 + max(jitter, 0.0) ** 2)
+    gap_s, length_s = stalls.gap_s[:, np.newaxis], stalls.length_s[:, np.newaxis]
+    running_s = mean_s * (1 - stalls.share)[:, np.newaxis]
     work_s = running_s[..., np.newaxis] * _lognormal(rel_sd)
-    stalls, phase = np.divmod(work_s / gap_s[..., np.newaxis], 1.0)
-    low_s = work_s + length_s[..., np.newaxis] * stalls
+    met, phase = np.divmod(work_s / gap_s[..., np.newaxis], 1.0)
+    low_s = work_s + length_s[..., np.newaxis] * met
     high_s = low_s + length_s[..., np.newaxis]
     values = np.concatenate([low_s, high_s], axis=-1)
     weights = np.concatenate([1 - phase, phase], axis=-1) / len(_LEVELS)

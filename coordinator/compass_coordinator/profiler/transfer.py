@@ -26,8 +26,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compass_coordinator.profiler.slowdowns import Floats, Slowdowns, Variants, fit_slowdowns, next_probe
-from compass_coordinator.profiler.tails import Spread, fit_tails
+from compass_coordinator.profiler.slowdowns import (
+    Floats,
+    Indices,
+    Regression,
+    Variants,
+    next_probe,
+    normalised,
+)
+from compass_coordinator.profiler.tails import Spread, Stalls, fit_tails, spread_of, stalls
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.profile import OperatorProfile, SiteProfile
@@ -37,12 +44,18 @@ DEFAULT = "default"
 BROAD_SD = 1.0
 """Of the logarithm of a slowdown that nothing is known of: within a factor of 2.7, more likely than not."""
 PROBE_REPEATS = 30
-PROBE_SETUP_S = 1.0
+PROBE_SETUP_S = 3.0
 """What a probe costs beside its repeats: fetching and opening a model, warming it up."""
+_UNLIKELY = 2e-3
+"""What is less likely than this is not looked at any further."""
 _DESIGN = (0.5, 0.2, 0.2, 0.1, 0.05)
 """For choosing probes: sd of what a device's classes share, of a class, of kin, of the slope, of its own."""
 _BRIEF = 0.01
 """Variants that take less than this share of the longest one's time matter in proportion to it."""
+_DISTURBED_S = 0.01
+"""Square of the error of a mean, times the seconds behind it: a few calls meet some disturbances, or none."""
+_MOST_DISTURBED = 0.05
+"""And never more than this: what stops short calls at all stands out."""
 
 Prior = Mapping[str, tuple[float, float]]
 """Speed class -> (slowdown, its relative standard deviation)."""
@@ -132,22 +145,14 @@ def fit_speed(
     variants = _variants(there, classes, prior or {})
     order = {key: index for index, key in enumerate(there)}
     probed = np.array([order[key] for key in here], int)
-    slowdowns = fit_slowdowns(
-        variants,
-        probed,
-        np.array([found.mean_s for found in here.values()]),
-        np.array([_rel_error(found) + _rel_error(there[key]) for key, found in here.items()]),
+    fitted = _fitted(
+        variants, probed, _spread_of(list(there.values())), list(here.values()), list(there.values())
     )
-    inputs = _spread(there)
-    tails = fit_tails(
-        _take(inputs, probed), _spread(here), np.array([found.count for found in here.values()], float)
-    )
-    spread, tail_var = tails.spread(inputs, np.exp(slowdowns.log_s))
-    forecasts = {key: _forecast(slowdowns, spread, tail_var, at) for key, at in order.items()}
+    forecasts = {key: fitted.forecast(at) for key, at in order.items()}
     return Speed(
-        slowdowns={name: _class_slowdown(slowdowns, variants, at) for at, name in enumerate(classes)},
-        overhead_s=slowdowns.overhead_s,
-        residual_rel_sd=slowdowns.own_sd,
+        slowdowns={name: _class_slowdown(fitted, variants, at) for at, name in enumerate(classes)},
+        overhead_s=fitted.overhead_s,
+        residual_rel_sd=fitted.own_sd,
         forecasts=forecasts,
         reference=there,
         operators_of_class=_operators_of_class(there),
@@ -245,9 +250,10 @@ def most_telling(operators: Mapping[str, OperatorProfile], count: int = 5) -> tu
     )
     matters = reference_s / (reference_s + _BRIEF * reference_s.max(initial=0.0))
     worth = np.array([matters, PROBE_SETUP_S + PROBE_REPEATS * reference_s])
+    noise_var = own_sd**2 + np.minimum(_DISTURBED_S / (PROBE_REPEATS * reference_s), _MOST_DISTURBED)
     chosen: list[int] = []
     while len(chosen) < min(count, len(there)):
-        chosen.append(next_probe(covariance, own_sd**2, chosen, worth))
+        chosen.append(next_probe(covariance, noise_var, chosen, worth))
     keys = list(operators)
     return tuple(keys[at] for at in chosen)
 
@@ -327,34 +333,86 @@ def _numeric(knob: str) -> bool:
     return True
 
 
-def _spread(found: Mapping[str, OperatorProfile]) -> Spread:
+def _spread_of(found: Sequence[OperatorProfile]) -> Spread:
     return Spread(
-        mean_s=np.array([entry.mean_s for entry in found.values()]),
-        var_s2=np.array([entry.var_s2 for entry in found.values()]),
-        p95_s=np.array([entry.p95_s for entry in found.values()]),
+        mean_s=np.array([entry.mean_s for entry in found]),
+        var_s2=np.array([entry.var_s2 for entry in found]),
+        p95_s=np.array([entry.p95_s for entry in found]),
     )
 
 
-def _take(spread: Spread, rows: Floats) -> Spread:
+def _take(spread: Spread, rows: Indices) -> Spread:
     return Spread(mean_s=spread.mean_s[rows], var_s2=spread.var_s2[rows], p95_s=spread.p95_s[rows])
 
 
-def _forecast(slowdowns: Slowdowns, spread: Spread, tail_var: Floats, at: int) -> Forecast:
-    mean_var = slowdowns.shared_var[at] + slowdowns.own_var[at]
-    return Forecast(
-        mean_s=float(spread.mean_s[at]),
-        mean_rel_sd=math.sqrt(mean_var),
-        p95_s=float(spread.p95_s[at]),
-        p95_rel_sd=math.sqrt(mean_var + tail_var[at]),
-        var_s2=float(spread.var_s2[at]),
-        shared_rel_var=float(slowdowns.shared_var[at]),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    """Means and spreads of all v variants, what stops the device weighed over."""
+
+    log_s: Floats
+    shared_var: Floats
+    own_var: Floats
+    rel_var: Floats
+    log_ratio: Floats
+    """Of p95 / mean."""
+    ratio_var: Floats
+    overhead_s: float
+    own_sd: float
+
+    def forecast(self, at: int) -> Forecast:
+        """Of one variant."""
+        mean_s, mean_var = math.exp(self.log_s[at]), self.shared_var[at] + self.own_var[at]
+        return Forecast(
+            mean_s=mean_s,
+            mean_rel_sd=math.sqrt(mean_var),
+            p95_s=mean_s * math.exp(self.log_ratio[at]),
+            p95_rel_sd=math.sqrt(mean_var + self.ratio_var[at]),
+            var_s2=float(mean_s**2 * self.rel_var[at]),
+            shared_rel_var=float(self.shared_var[at]),
+        )
+
+
+def _fitted(
+    variants: Variants,
+    probed: Indices,
+    inputs: Spread,
+    here: Sequence[OperatorProfile],
+    there: Sequence[OperatorProfile],
+) -> _Fitted:
+    """Means and spreads together: whether a device stalls says how far few calls can be trusted."""
+    candidates = stalls()
+    measured = _spread_of(here)
+    count = np.array([max(found.count, 1) for found in here], float)
+    noise = [_rel_error(found) + _rel_error(there[at]) for found, at in zip(here, probed, strict=True)]
+    regression = Regression(
+        variants, probed, measured.mean_s, candidates.sampling_var(measured.mean_s, count) + np.array(noise)
+    )
+    at_probes = regression.predict(probed, np.arange(len(candidates.share)))
+    spreads = fit_tails(_take(inputs, probed), measured, count, np.exp(at_probes.log_s))
+    believed = normalised(spreads + regression.evidence + np.log(candidates.weights))
+    likely = np.flatnonzero(believed.sum(axis=0) > _UNLIKELY)
+    believed = believed[:, likely] / believed[:, likely].sum()
+    weights = believed.sum(axis=0)
+    slowdowns = regression.predict(np.arange(len(there)), likely)
+    log_s = weights @ slowdowns.log_s
+    assumed = Stalls(share=candidates.share[likely], period_s=candidates.period_s[likely], weights=weights)
+    rel_var, log_ratio, ratio_var = spread_of(inputs, np.exp(slowdowns.log_s), believed, assumed)
+    return _Fitted(
+        log_s=log_s,
+        shared_var=weights @ (slowdowns.shared_var + (slowdowns.log_s - log_s) ** 2),
+        own_var=weights @ slowdowns.own_var,
+        rel_var=rel_var,
+        log_ratio=log_ratio,
+        ratio_var=ratio_var,
+        overhead_s=float(weights @ slowdowns.overhead_s),
+        own_sd=float(weights @ slowdowns.own_sd),
     )
 
 
-def _class_slowdown(slowdowns: Slowdowns, variants: Variants, at: int) -> tuple[float, float]:
+def _class_slowdown(found: _Fitted, variants: Variants, at: int) -> tuple[float, float]:
     members = variants.speed_class == at
-    ratio = slowdowns.log_s[members] - np.log(variants.reference_s[members])
-    return float(np.exp(np.median(ratio))), float(np.sqrt(np.median(slowdowns.shared_var[members])))
+    ratio = found.log_s[members] - np.log(variants.reference_s[members])
+    return float(np.exp(np.median(ratio))), float(np.sqrt(np.median(found.shared_var[members])))
 
 
 def _operators_of_class(there: Mapping[str, OperatorProfile]) -> dict[str, int]:
