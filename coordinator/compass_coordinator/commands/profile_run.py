@@ -85,7 +85,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="operator-seconds in all; stop there at the latest",
     )
     much.add_argument("--resume", action="store_true", help="go on with what an earlier run measured")
-    much.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    much.add_argument("--workers", type=_count, metavar="N", help="processes (default: one a core)")
     much.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     for name, meaning in _SAVINGS.items():
         much.add_argument(f"--no-{name.replace('_', '-')}", dest=name, action="store_false", help=meaning)
@@ -335,6 +335,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return value
 
 
