@@ -14,7 +14,7 @@ from profiling.devices.measured import Measured
 PROBES = 5
 AIM = 0.15
 DRAWS = 12
-"""Random sets of as many probes, to see what choosing them is worth."""
+"""Random sets of as many probes."""
 Z90 = 1.6448536269514722
 
 Profiles = Mapping[str, OperatorProfile]
@@ -56,10 +56,15 @@ class Row:
         return _median((self.mean_errors or {}).values())
 
 
-def judge(measured: Sequence[Measured]) -> list[Row]:
-    """One row per target."""
+def judge(measured: Sequence[Measured], draws: int = DRAWS) -> list[Row]:
+    """One row per target.
+
+    Args:
+        measured: The reference first.
+        draws: Random sets of probes to compare the chosen ones with.
+    """
     reference, *targets = measured
-    return [_row(reference, target) for target in targets]
+    return [_row(reference, target, draws) for target in targets]
 
 
 def overall(rows: Sequence[Row]) -> float:
@@ -98,7 +103,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     print(f"{'all together':24} {sum(len(row.p95_errors or {}) for row in rows):6} {overall(rows):6.1%}")
 
 
-def _row(reference: Measured, target: Measured) -> Row:
+def _row(reference: Measured, target: Measured, draws: int) -> Row:
     if target.skipped is not None:
         return Row(target=target.title, skipped=target.skipped)
     there = {key: reference.profile(key) for key in target.classes}
@@ -117,7 +122,7 @@ def _row(reference: Measured, target: Measured) -> Row:
         mean_errors={key: abs(speed.forecast(key).mean_s / here[key].mean_s - 1) for key in unseen},
         covered=float(np.mean(inside)),
         width=float(np.expm1(Z90 * np.median(list(sd.values())))),
-        any_probes=_any_probes(there, here),
+        any_probes=_any_probes(there, here, draws),
         common=_median(_errors(_by_common(there, here, chosen), here).values()),
         nearest=_median(_errors(_by_nearest(there, here, chosen), here).values()),
         prior=_median(_errors({key: there[key].p95_s for key in unseen}, here).values()),
@@ -133,15 +138,15 @@ def _errors(p95_s: Mapping[str, float], here: Profiles) -> dict[str, float]:
     return {key: abs(predicted_s / here[key].p95_s - 1) for key, predicted_s in p95_s.items()}
 
 
-def _any_probes(there: Profiles, here: Profiles) -> float:
+def _any_probes(there: Profiles, here: Profiles, draws: int) -> float:
     rng = np.random.default_rng(0)
     errors = []
-    for _ in range(DRAWS):
+    for _ in range(draws):
         chosen = [list(here)[at] for at in rng.choice(len(here), PROBES, replace=False)]
         speed = fit_speed(_site(there), {key: here[key] for key in chosen})
         p95_s = {key: speed.forecast(key).p95_s for key in here if key not in chosen}
         errors.append(_median(_errors(p95_s, here).values()))
-    return float(np.median(errors))
+    return _median(errors)
 
 
 def _by_common(there: Profiles, here: Profiles, chosen: Sequence[str]) -> dict[str, float]:

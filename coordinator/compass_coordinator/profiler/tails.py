@@ -55,6 +55,20 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """What v variants take under t assumptions, (t, v) each."""
+
+    var_s2: Floats
+    kurtosis: Floats
+    """Fourth moment over the square of the second: how much rare events weigh in the variance."""
+    low_s: Floats
+    """A quantile a little below the p95."""
+    p95_s: Floats
+    high_s: Floats
+    """One as much above it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stalls:
     """t candidates for how a device is stopped."""
 
@@ -127,32 +141,32 @@ def spread_of(
     for jitter, believed in zip(JITTERS, weights, strict=True):
         if believed.sum() < 1e-3:
             continue
-        var_s2, low_s, p95_s, high_s = _modelled(jitter, assumed, reference, mean_s, LEVEL_SD)
-        log_ratio = np.log(p95_s / mean_s)
-        var += believed @ (var_s2 / mean_s**2)
+        times = _modelled(jitter, assumed, reference, mean_s, LEVEL_SD)
+        log_ratio = np.log(times.p95_s / mean_s)
+        var += believed @ (times.var_s2 / mean_s**2)
         ratio += believed @ log_ratio
-        ratio2 += believed @ (log_ratio**2 + (np.log(high_s / low_s) / 2) ** 2)
+        ratio2 += believed @ (log_ratio**2 + (np.log(times.high_s / times.low_s) / 2) ** 2)
     total = weights.sum(axis=1)[weights.sum(axis=1) >= 1e-3].sum()
     var, ratio, ratio2 = var / total, ratio / total, ratio2 / total
     return var, ratio, np.maximum(ratio2 - ratio**2, 0.0) + MODEL_SD**2
 
 
-def _explained(modelled: tuple[Floats, Floats, Floats, Floats], measured: Spread, count: Floats) -> Floats:
+def _explained(times: _Times, measured: Spread, count: Floats) -> Floats:
     """Log likelihood (t,) of what was measured."""
-    var_s2, low_s, p95_s, high_s = modelled
     floor_s = 1e-3 * measured.mean_s
-    off_p95 = np.log(np.maximum(measured.p95_s, floor_s) / p95_s)
-    sampled = np.where(off_p95 > 0, np.log(high_s / p95_s), np.log(p95_s / low_s))
-    off_sd = np.log((np.sqrt(var_s2) + floor_s) / (np.sqrt(measured.var_s2) + floor_s))
-    off = off_p95**2 / (sampled**2 + MODEL_SD**2) + off_sd**2 / (2 / count + SPREAD_SD**2)
+    off_p95 = np.log(np.maximum(measured.p95_s, floor_s) / times.p95_s)
+    sampled = np.where(off_p95 > 0, np.log(times.high_s / times.p95_s), np.log(times.p95_s / times.low_s))
+    off_sd = np.log((np.sqrt(times.var_s2) + floor_s) / (np.sqrt(measured.var_s2) + floor_s))
+    # What is so rare that these calls may not have met it tells nothing against it.
+    sd_var = np.maximum(times.kurtosis - 1, 2.0) / (4 * count) + SPREAD_SD**2
+    off = off_p95**2 / (sampled**2 + MODEL_SD**2) + off_sd**2 / sd_var
     found: Floats = -0.5 * (off * (count >= 4)).sum(axis=1)
     return found
 
 
 def _modelled(
     jitter: float, stalls: Stalls, reference: Spread, mean_s: Floats, level_sd: Floats | float
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Variance, p95 and the quantiles below and above it of v variants under t stalls, each (t, v)."""
+) -> _Times:
     own = np.sqrt(reference.var_s2) / reference.mean_s
     kept = 1 + min(jitter, 0.0)
     rel_sd = np.sqrt((kept * own) ** 2 + max(jitter, 0.0) ** 2)
@@ -164,15 +178,17 @@ def _modelled(
     high_s = low_s + length_s[..., np.newaxis]
     values = np.concatenate([low_s, high_s], axis=-1)
     weights = np.concatenate([1 - phase, phase], axis=-1) / len(_LEVELS)
-    mean = (weights * values).sum(axis=-1)
-    var_s2 = (weights * (values - mean[..., np.newaxis]) ** 2).sum(axis=-1)
+    off_s = values - (weights * values).sum(axis=-1, keepdims=True)
+    var_s2 = (weights * off_s**2).sum(axis=-1)
+    kurtosis = (weights * off_s**4).sum(axis=-1) / np.maximum(var_s2**2, 1e-300)
     # What makes the inputs' own p95 another than a log-normal's; jitter blurs it.
     skew = np.log(reference.p95_s / reference.mean_s) - _log_p95(own)
     felt = kept * (kept * own / np.where(rel_sd > 0, rel_sd, 1.0))
     more_s = running_s * np.exp(_log_p95(rel_sd)) * np.expm1(felt * skew)
     low, middle, high = _quantiles(values, weights, level_sd)
     # The skew never takes a quantile below the work itself.
-    return var_s2, *(np.maximum(found_s + more_s, found_s / 2) for found_s in (low, middle, high))
+    low_s, p95_s, high_s = (np.maximum(found_s + more_s, found_s / 2) for found_s in (low, middle, high))
+    return _Times(var_s2=var_s2, kurtosis=kurtosis, low_s=low_s, p95_s=p95_s, high_s=high_s)
 
 
 def _lognormal(rel_sd: Floats) -> Floats:
