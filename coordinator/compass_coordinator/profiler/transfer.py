@@ -21,20 +21,13 @@ adds to it (``tails``). Predicted figures have a count of 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compass_coordinator.profiler.slowdowns import (
-    Floats,
-    Indices,
-    Regression,
-    Variants,
-    next_probe,
-    normalised,
-)
-from compass_coordinator.profiler.tails import Spread, Stalls, fit_tails, spread_of, stalls
+from compass_coordinator.profiler.device_fit import Forecast, class_slowdown, fit_device, kinship_of
+from compass_coordinator.profiler.slowdowns import Variants, next_probe
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.profile import OperatorProfile, SiteProfile
@@ -46,8 +39,6 @@ BROAD_SD = 1.0
 PROBE_REPEATS = 30
 PROBE_SETUP_S = 3.0
 """What a probe costs beside its repeats: fetching and opening a model, warming it up."""
-_UNLIKELY = 2e-3
-"""What is less likely than this is not looked at any further."""
 _DESIGN = (0.5, 0.2, 0.2, 0.1, 0.05)
 """For choosing probes: sd of what a device's classes share, of a class, of kin, of the slope, of its own."""
 _BRIEF = 0.01
@@ -59,21 +50,6 @@ _MOST_DISTURBED = 0.05
 
 Prior = Mapping[str, tuple[float, float]]
 """Speed class -> (slowdown, its relative standard deviation)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """One variant's time on the device."""
-
-    mean_s: float
-    mean_rel_sd: float
-    """Uncertainty of the mean, as standard deviation of its logarithm."""
-    p95_s: float
-    p95_rel_sd: float
-    var_s2: float
-    """Spread from call to call, without the uncertainty."""
-    shared_rel_var: float
-    """Part of the mean's uncertainty that other variants of its class have as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +121,10 @@ def fit_speed(
     variants = _variants(there, classes, prior or {})
     order = {key: index for index, key in enumerate(there)}
     probed = np.array([order[key] for key in here], int)
-    fitted = _fitted(
-        variants, probed, _spread_of(list(there.values())), list(here.values()), list(there.values())
-    )
+    fitted = fit_device(variants, probed, list(here.values()), list(there.values()))
     forecasts = {key: fitted.forecast(at) for key, at in order.items()}
     return Speed(
-        slowdowns={name: _class_slowdown(fitted, variants, at) for at, name in enumerate(classes)},
+        slowdowns={name: class_slowdown(fitted, variants, at) for at, name in enumerate(classes)},
         overhead_s=fitted.overhead_s,
         residual_rel_sd=fitted.own_sd,
         forecasts=forecasts,
@@ -245,7 +219,7 @@ def most_telling(operators: Mapping[str, OperatorProfile], count: int = 5) -> tu
     covariance = (
         common_sd**2
         + class_sd**2 * (names[:, np.newaxis] == names)
-        + kin_sd**2 * _kinship(list(operators))
+        + kin_sd**2 * kinship_of(list(operators))
         + slope_sd**2 * np.outer(slope_of, slope_of)
     )
     matters = reference_s / (reference_s + _BRIEF * reference_s.max(initial=0.0))
@@ -291,11 +265,6 @@ def _interval(value_s: float, rel_sd: float) -> tuple[float, float]:
     return value_s / off, value_s * off
 
 
-def _rel_error(found: OperatorProfile) -> float:
-    """Relative variance of a measured mean."""
-    return found.var_s2 / found.mean_s**2 / max(found.count, 1)
-
-
 def _variants(there: Mapping[str, OperatorProfile], classes: list[str], prior: Prior) -> Variants:
     expected = [prior.get(found.speed_class, prior.get(DEFAULT)) for found in there.values()]
     for given in expected:
@@ -306,113 +275,8 @@ def _variants(there: Mapping[str, OperatorProfile], classes: list[str], prior: P
         speed_class=np.array([classes.index(found.speed_class) for found in there.values()], int),
         prior_log=np.array([0.0 if given is None else math.log(given[0]) for given in expected]),
         prior_sd=np.array([BROAD_SD if given is None else given[1] for given in expected]),
-        kinship=_kinship(list(there)),
+        kinship=kinship_of(list(there)),
     )
-
-
-def _kinship(keys: Sequence[str]) -> Floats:
-    """Who does alike: half for the same operator, all for the same words among its knob values as well.
-
-    Words choose what is run (a model, whether at all), numbers how much work it is given.
-    """
-    parts = [key.rstrip("]").partition("[") for key in keys]
-    operators = np.array([operator for operator, _, _ in parts])
-    words = np.array(
-        [",".join(knob for knob in knobs.split(",") if not _numeric(knob)) for _, _, knobs in parts]
-    )
-    same = operators[:, np.newaxis] == operators
-    kinship: Floats = 0.5 * same + 0.5 * (same & (words[:, np.newaxis] == words))
-    return kinship
-
-
-def _numeric(knob: str) -> bool:
-    try:
-        float(knob.partition("=")[2])
-    except ValueError:
-        return False
-    return True
-
-
-def _spread_of(found: Sequence[OperatorProfile]) -> Spread:
-    return Spread(
-        mean_s=np.array([entry.mean_s for entry in found]),
-        var_s2=np.array([entry.var_s2 for entry in found]),
-        p95_s=np.array([entry.p95_s for entry in found]),
-    )
-
-
-def _take(spread: Spread, rows: Indices) -> Spread:
-    return Spread(mean_s=spread.mean_s[rows], var_s2=spread.var_s2[rows], p95_s=spread.p95_s[rows])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fitted:
-    """Means and spreads of all v variants, what stops the device weighed over."""
-
-    log_s: Floats
-    shared_var: Floats
-    own_var: Floats
-    rel_var: Floats
-    log_ratio: Floats
-    """Of p95 / mean."""
-    ratio_var: Floats
-    overhead_s: float
-    own_sd: float
-
-    def forecast(self, at: int) -> Forecast:
-        """Of one variant."""
-        mean_s, mean_var = math.exp(self.log_s[at]), self.shared_var[at] + self.own_var[at]
-        return Forecast(
-            mean_s=mean_s,
-            mean_rel_sd=math.sqrt(mean_var),
-            p95_s=mean_s * math.exp(self.log_ratio[at]),
-            p95_rel_sd=math.sqrt(mean_var + self.ratio_var[at]),
-            var_s2=float(mean_s**2 * self.rel_var[at]),
-            shared_rel_var=float(self.shared_var[at]),
-        )
-
-
-def _fitted(
-    variants: Variants,
-    probed: Indices,
-    inputs: Spread,
-    here: Sequence[OperatorProfile],
-    there: Sequence[OperatorProfile],
-) -> _Fitted:
-    """Means and spreads together: whether a device stalls says how far few calls can be trusted."""
-    candidates = stalls()
-    measured = _spread_of(here)
-    count = np.array([max(found.count, 1) for found in here], float)
-    noise = [_rel_error(found) + _rel_error(there[at]) for found, at in zip(here, probed, strict=True)]
-    regression = Regression(
-        variants, probed, measured.mean_s, candidates.sampling_var(measured.mean_s, count) + np.array(noise)
-    )
-    at_probes = regression.predict(probed, np.arange(len(candidates.share)))
-    spreads = fit_tails(_take(inputs, probed), measured, count, np.exp(at_probes.log_s))
-    believed = normalised(spreads + regression.evidence + np.log(candidates.weights))
-    likely = np.flatnonzero(believed.sum(axis=0) > _UNLIKELY)
-    believed = believed[:, likely] / believed[:, likely].sum()
-    weights = believed.sum(axis=0)
-    slowdowns = regression.predict(np.arange(len(there)), likely)
-    log_s = weights @ slowdowns.log_s
-    assumed = Stalls(share=candidates.share[likely], period_s=candidates.period_s[likely], weights=weights)
-    rel_var, log_ratio, ratio_var = spread_of(inputs, np.exp(slowdowns.log_s), believed, assumed)
-    return _Fitted(
-        log_s=log_s,
-        shared_var=weights @ (slowdowns.shared_var + (slowdowns.log_s - log_s) ** 2),
-        own_var=weights @ slowdowns.own_var,
-        rel_var=rel_var,
-        log_ratio=log_ratio,
-        ratio_var=ratio_var,
-        overhead_s=float(weights @ slowdowns.overhead_s),
-        own_sd=float(weights @ slowdowns.own_sd),
-    )
-
-
-def _class_slowdown(found: _Fitted, variants: Variants, at: int) -> tuple[float, float]:
-    members = variants.speed_class == at
-    ratio = found.log_s[members] - np.log(variants.reference_s[members])
-    return float(np.exp(np.median(ratio))), float(np.sqrt(np.median(found.shared_var[members])))
 
 
 def _operators_of_class(there: Mapping[str, OperatorProfile]) -> dict[str, int]:
