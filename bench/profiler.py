@@ -228,6 +228,9 @@ def _print_reached(reached: Mapping[str, Mapping[str, Sequence[float | None]]], 
 def _devices() -> dict[str, Any]:
     """Latency transfer over real differences, replayed from what was measured."""
     print("\nlatency on other devices, from a few probes\n")
+    if not devices.RESULT.exists():
+        print("not measured yet: python -m profiling.devices --measure")
+        return {}
     rows = devices.judge(devices.read_measured(devices.RESULT))
     devices.print_rows(rows)
     return {"rows": [{**asdict(row), "p95": row.p95, "mean": row.mean} for row in rows]}

@@ -54,8 +54,7 @@ class Study:
         """Score configs on one input."""
         with self._outside():
             done = self.replay.measure(page, configs)
-        for run in done.runs:
-            self.runs.add(run, page)
+        self.runs.take(done)
         return done
 
     def answer(self, job: Job) -> Done:

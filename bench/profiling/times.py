@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
 from compass_coordinator.profiler.selective.space import space_of
 from compass_shared.measured import OperatorRun
 from profiling.plans import Figures
-from profiling.truth import Truth
+from profiling.truth import Truth, choices_of
 
 
 def no_runs(truth: Truth) -> Runs:
@@ -15,11 +17,17 @@ def no_runs(truth: Truth) -> Runs:
 
 
 def true_figures(truth: Truth) -> Figures:
-    """What all runs show together."""
-    runs = no_runs(truth)
-    for run, page in enumerate(truth.run_input.tolist()):
-        runs.add(run_of(truth, run), page)
-    return figures_of(runs.times())
+    """Over all configs; spreads are over inputs, of the mean of all configs there."""
+    choices = choices_of(truth.pipeline)
+    moments = np.zeros((2, 2, len(truth.variants)))
+    for variant in range(len(truth.variants)):
+        config, operator = np.nonzero(choices == variant)
+        runs = truth.run_of[:, config, operator]
+        for kind, values in enumerate((truth.run_cpu_s, truth.run_bytes)):
+            by_input = values[runs].mean(axis=1)
+            moments[kind, :, variant] = by_input.mean(), by_input.var()
+    (mean_s, var_s2), (mean_bytes, var_bytes2) = moments
+    return Figures(mean_s=mean_s, var_s2=var_s2, mean_bytes=mean_bytes, var_bytes2=var_bytes2)
 
 
 def run_of(truth: Truth, run: int) -> OperatorRun:

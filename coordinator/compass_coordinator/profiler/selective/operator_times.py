@@ -1,23 +1,32 @@
-"""What operator variants take, from runs on some of the inputs.
+"""What operator variants take, from runs on some of the inputs and under some of the configs.
 
-Inputs differ more than repeats do: a page with many lines takes every recogniser long. So a variant that ran
-on few inputs is compared with the other variants of its operator on those, and the ratio is carried to the
-inputs that it has not seen: the logarithm of a run's time is the variant's effect plus the input's.
+Inputs differ more than repeats do: a page with many lines takes every recogniser long. And what ran before
+matters: a detector that finds fewer lines leaves less to recognise. So a run's time is modelled as a product
+of its variant's effect, its input's, and one of every variant upstream; the product is then averaged over all
+inputs and all that may be upstream, whichever were measured. Products are fitted to totals, not to logarithms
+(a run on an empty page takes nearly nothing): every effect is scaled until the runs that it is part of take
+as long together as they did, in turns (iterative proportional fitting; Deming & Stephan 1940).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
-from compass_shared.measured import OperatorRun
+from compass_shared.measured import Done, OperatorRun
 
-ROUNDS = 20
-"""Alternations between effects of variants and of inputs."""
-SHRINKAGE = 0.05
-"""Runs' worth of evidence that an input is like the others."""
+ROUNDS = 15
+"""Times that every effect is scaled."""
+INPUT_PRIOR = 0.01
+"""Typical runs' worth of evidence that an input is like the others."""
+UPSTREAM_PRIOR = 0.3
+"""And that a variant upstream makes no difference."""
+NOWHERE = -1
+"""Config of a run of which it is not known."""
+TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,7 +43,7 @@ class OperatorTimes:
 
 
 class Runs:
-    """Operator runs by variant and input: thread CPU time and output size.
+    """Operator runs by variant, input and config: thread CPU time and output size.
 
     Args:
         space: Names the variants.
@@ -42,74 +51,146 @@ class Runs:
     """
 
     def __init__(self, space: Space, inputs: int) -> None:
+        self._inputs = inputs
+        self._choices = space.node_variant[space.nodes]
+        self._upstream = _upstream(space, self._choices)
         self._row = {variant: at for at, variant in enumerate(space.variants)}
-        operators = [variant.partition("[")[0] for variant in space.variants]
-        self._operator = np.unique(operators, return_inverse=True)[1]
-        self._count = np.zeros((len(space.variants), inputs))
-        self._sums = np.zeros((2, *self._count.shape))
-        self._samples: list[list[float]] = [[] for _ in space.variants]
+        self._config = {key: at for at, key in enumerate(space.keys)}
+        self._column = np.zeros(len(space.variants), dtype=np.intp)
+        self._column[self._choices] = np.arange(self._choices.shape[1])
+        # Operator -> variant, input and config of its runs, and what each took.
+        self._where: list[list[tuple[int, int, int]]] = [[] for _ in self._upstream]
+        self._what: list[list[tuple[float, float]]] = [[] for _ in self._upstream]
         self.spent_s = 0.0
         """Operator-seconds so far, failed runs included."""
 
-    def add(self, run: OperatorRun, place: int) -> None:
-        """Take one run on the input at this place of the set."""
+    def take(self, done: Done) -> None:
+        """Take all runs of a job.
+
+        They come config by config, each in the order of its operators, without those found in a cache: a run
+        belongs to the next operator that has its variant.
+        """
+        configs = [self._config[key] for key in done.scores if key in self._config]
+        wanted = self._choices[configs].ravel()
+        start = 0
+        for run in done.runs:
+            found = np.flatnonzero(wanted[start:] == self._row.get(run.variant, NOWHERE))
+            config = NOWHERE
+            if len(found):
+                start += int(found[0]) + 1
+                config = configs[(start - 1) // self._choices.shape[1]]
+            self.add(run, done.input, config)
+
+    def add(self, run: OperatorRun, place: int, config: int = NOWHERE) -> None:
+        """Take one run on the input at this place of the set, for this config."""
         self.spent_s += run.cpu_s
         row = self._row.get(run.variant)
         if row is not None and not run.failed:
-            self._count[row, place] += 1
-            self._sums[:, row, place] += run.cpu_s, run.output_bytes
-            self._samples[row].append(run.cpu_s)
+            column = self._column[row]
+            self._where[column].append((row, place, config))
+            self._what[column].append((run.cpu_s, float(run.output_bytes)))
 
     def times(self) -> OperatorTimes:
         """Distributions so far."""
-        moments = np.full((2, 2, len(self._samples)), np.nan)
-        for operator in np.unique(self._operator):
-            rows = np.flatnonzero(self._operator == operator)
-            count = self._count[rows]
-            for kind, sums in enumerate(self._sums[:, rows]):
-                means = np.divide(sums, count, out=np.zeros_like(count), where=count > 0)
-                moments[kind][:, rows] = _over_inputs(means, count > 0)
-        mean_s = moments[0, 0]
+        size = len(self._row)
+        moments, p95_s, count = np.full((2, 2, size), np.nan), np.full(size, np.nan), np.zeros(size, np.intp)
+        for column, (where, what) in enumerate(zip(self._where, self._what, strict=True)):
+            if not where:
+                continue
+            variant, place, config = np.array(where, dtype=np.intp).T
+            taken = np.array(what)
+            count += np.bincount(variant, minlength=size)
+            upstream = [self._levels(other, config) for other in self._upstream[column]]
+            for kind in range(2):
+                found = _over_all(taken[:, kind], variant, place, upstream, (size, self._inputs))
+                moments[kind][:, found[0] >= 0] = found[:, found[0] >= 0]
+            for row in np.unique(variant):
+                p95_s[row] = _p95(taken[variant == row, 0], moments[0, 0, row])
         return OperatorTimes(
-            mean_s=mean_s,
+            mean_s=moments[0, 0],
             var_s2=moments[0, 1],
-            p95_s=np.array([_p95(taken, mean_s[row]) for row, taken in enumerate(self._samples)]),
-            count=self._count.sum(axis=1).astype(np.intp),
+            p95_s=p95_s,
+            count=count,
             output_mean_bytes=moments[1, 0],
             output_var_bytes2=moments[1, 1],
         )
 
+    def _levels(self, column: int, config: Indices) -> tuple[Indices, int]:
+        """Variant that an operator upstream has in these configs, from 0, and how many it has."""
+        variants = np.unique(self._choices[:, column])
+        found = np.searchsorted(variants, self._choices[config, column])
+        return np.where(config == NOWHERE, len(variants), found), len(variants)
 
-def _over_inputs(values: Floats, known: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Floats:
-    """Mean and variance (2, variants) over all inputs any variant ran on; NaN for those that never ran.
+
+def _upstream(space: Space, choices: Indices) -> list[list[int]]:
+    """Operator -> those upstream of it that have more than one variant: what its nodes determine."""
+    columns = range(choices.shape[1])
+    found = []
+    for column in columns:
+        nodes = len(np.unique(space.nodes[:, column]))
+        found.append(
+            [
+                other
+                for other in columns
+                if other != column
+                and len(np.unique(choices[:, other])) > 1
+                and len(np.unique(np.stack([space.nodes[:, column], choices[:, other]]), axis=1).T) == nodes
+            ]
+        )
+    return found
+
+
+def _over_all(
+    values: Floats,
+    variant: Indices,
+    place: Indices,
+    upstream: Sequence[tuple[Indices, int]],
+    shape: tuple[int, int],
+) -> Floats:
+    """Mean and variance (2, variants) over all inputs that any variant ran on; NaN for those that never ran.
 
     Args:
-        values: (variants, inputs) mean of the runs of one operator.
-        known: Where there were any.
+        values: (n,) what runs of one operator took.
+        variant: (n,) of those runs.
+        place: (n,) input.
+        upstream: For each operator upstream its variant (n,) and their number, which stands for "not known".
+        shape: Numbers of variants and of inputs.
     """
-    # Runs too short for the clock have no logarithm and say nothing of their input.
-    timed = known & (values > 0)
-    logs = np.log(np.where(timed, values, 1.0))
-    runs, ran = known.sum(axis=1), known.sum(axis=0)
-    by_variant, by_input = np.maximum(timed.sum(axis=1), 1), timed.sum(axis=0) + SHRINKAGE
-    effect, place = np.zeros(len(values)), np.zeros(values.shape[1])
-    for _ in range(ROUNDS):
-        effect = np.where(timed, logs - place, 0.0).sum(axis=1) / by_variant
-        place = np.where(timed, logs - effect[:, np.newaxis], 0.0).sum(axis=0) / by_input
-    fitted = np.exp(effect[:, np.newaxis] + place)
-    # The ratio of totals, so that what was seen is met on average.
-    scale = (values * known).sum(axis=1) / np.maximum((fitted * known).sum(axis=1), 1e-300)
-    fitted = scale[:, np.newaxis] * fitted[:, ran > 0]
-    if not fitted.shape[1]:
-        return np.full((2, len(values)), np.nan)
-    residual = np.where(known[:, ran > 0], (values[:, ran > 0] - fitted) ** 2, 0.0).sum(axis=1)
-    found = np.stack([fitted.mean(axis=1), fitted.var(axis=1) + residual / np.maximum(runs, 1)])
+    typical = float(values.mean())
+    effects = [np.full(shape[0], typical), np.ones(shape[1]), *(np.ones(size + 1) for _, size in upstream)]
+    index = [variant, place, *(levels for levels, _ in upstream)]
+    prior = [0.0, INPUT_PRIOR * typical, *(UPSTREAM_PRIOR * typical for _ in upstream)]
+    fitted = np.full(len(values), typical)
+    for _ in range(ROUNDS if typical > 0 else 0):
+        for at, (rows, weight) in enumerate(zip(index, prior, strict=True)):
+            others = fitted / effects[at][rows]
+            size = len(effects[at])
+            took, expected = (
+                np.bincount(rows, values, size) + weight,
+                np.bincount(rows, others, size) + weight,
+            )
+            effects[at] = np.maximum(took / np.maximum(expected, TINY), TINY)
+            fitted = others * effects[at][rows]
+    ran = np.bincount(place, minlength=shape[1]) > 0
+    level = float(np.prod([effect[:-1].mean() for effect in effects[2:]]))
+    runs = np.bincount(variant, minlength=shape[0])
+    scale = np.bincount(variant, values, shape[0]) / np.maximum(np.bincount(variant, fitted, shape[0]), TINY)
+    over_inputs = (scale * effects[0] * level)[:, np.newaxis] * effects[1][ran]
+    missed = _residual(values - scale[variant] * fitted, variant, place, shape)
+    found = np.stack([over_inputs.mean(axis=1), over_inputs.var(axis=1) + missed])
     return np.where(runs == 0, np.nan, found)
 
 
-def _p95(taken: list[float], mean_s: float) -> float:
+def _residual(errors: Floats, variant: Indices, place: Indices, shape: tuple[int, int]) -> Floats:
+    """(variants,) mean square over inputs of what the product misses there on average."""
+    cell = variant * shape[1] + place
+    runs = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+    total = np.bincount(cell, errors, shape[0] * shape[1]).reshape(shape)
+    squares = (total / np.maximum(runs, 1)) ** 2
+    return np.asarray(squares.sum(axis=1) / np.maximum((runs > 0).sum(axis=1), 1))
+
+
+def _p95(taken: Floats, mean_s: float) -> float:
     """Of the runs, moved along with the mean to the inputs that it has not seen."""
-    if not taken:
-        return float("nan")
-    own = float(np.mean(taken))
+    own = float(taken.mean())
     return float(np.quantile(taken, 0.95)) * (mean_s / own if own > 0 else 1.0)
