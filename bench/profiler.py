@@ -74,17 +74,24 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=RESULTS / "profiler_truth.jsonl")
     parser.add_argument("--processes", type=int, default=1, help="side by side")
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every method")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every method but the ablations")
+    parser.add_argument("--ablation-seeds", type=int, default=1, help="runs of every ablation")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--quick", action="store_true", help="one run of every method, no file is written")
     parser.add_argument("--out", type=Path, default=RESULTS / "profiler.json")
+    parser.add_argument("--plot", type=Path, default=PLOT)
     args = parser.parse_args()
     if args.measure_truth:
         measure_truth(TRUTH, args.checkpoint, args.processes)
         return 0
-    seeds = 1 if args.quick else args.seeds
+    if args.quick:
+        args.seeds = args.ablation_seeds = 1
     document = _about(args.queries)
-    tasks = [(method, seed, args.queries) for method in args.methods for seed in range(seeds)]
+    tasks = [
+        (method, seed, args.queries)
+        for method in args.methods
+        for seed in range(args.ablation_seeds if method in ABLATIONS and method != OURS else args.seeds)
+    ]
     with ProcessPoolExecutor(args.processes) as pool:
         runs = list(pool.map(_run, *zip(*tasks, strict=True)))
     document |= _report(runs, args.queries)
@@ -92,7 +99,7 @@ def main() -> int:
     if not args.quick:
         truth = _decisions(args.queries).truth
         traces = {name: [run.trace for run in runs if run.method == name] for name in args.methods}
-        draw(traces, truth.exhaustive_s, PLOT)
+        draw(traces, truth.exhaustive_s, args.plot)
         write_result(args.out, document)
     return 0
 
