@@ -31,7 +31,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperatorRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One operator run that really ran; results found in a cache are none."""
+    """One operator run that really ran; results found in memory are none."""
 
     variant: str
     """Key from ``pipeline.variant_key``."""
@@ -95,6 +95,9 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag="
     """Config key -> why it has no score: an operator failed, or the metric gave what is no score."""
     runs: tuple[OperatorRun, ...] = ()
     """What really ran, in order."""
+    recalled: tuple[OperatorRun, ...] = ()
+    """What other processes ran, whose results were found on disk, in order: told for its times, nothing was
+    spent."""
     reused: int = 0
     """Operator results that were found in a cache instead."""
     warm_up_cpu_s: float = 0.0

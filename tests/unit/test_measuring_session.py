@@ -98,6 +98,18 @@ def test_results_on_disk_are_found_by_the_next_session(start: Start, words: Path
     again = start(words, **kept).measure(job(key_of("all"), key_of("fails")))
     assert variants(again) == ["pick[mode=fails]"], "who knows what it was that failed"
     assert again.scores == first.scores
+    ran = {run.variant: run for run in first.runs if not run.failed}
+    assert again.recalled == (ran["split[lower=true]"], ran["pick[mode=all]"]), "with the times of then"
+
+
+def test_results_on_disk_are_told_once_in_a_session(start: Start, words: Path, tmp_path: Path) -> None:
+    kept = {"folder": tmp_path / "results", "disk_bytes": 1 << 20}
+    first = start(words, **kept)
+    assert first.measure(job(key_of("all"))).recalled == ()
+    assert first.measure(job(key_of("all"))).recalled == (), "its own"
+    second = start(words, **kept)
+    assert len(second.measure(job(key_of("all"))).recalled) == 2
+    assert second.measure(job(key_of("all"))).recalled == ()
 
 
 @pytest.mark.parametrize("what", ["code", "data"])

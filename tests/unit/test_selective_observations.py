@@ -117,12 +117,16 @@ def _run(variant: str, cpu_s: float, size: int = 10, *, failed: bool = False) ->
     return OperatorRun(variant=variant, cpu_s=cpu_s, wall_s=cpu_s, output_bytes=size, failed=failed)
 
 
+def _tell(runs: Runs, run: OperatorRun, place: int) -> None:
+    runs.take(Done(id=0, input=place, scores={}, runs=(run,)))
+
+
 def test_times_are_those_of_runs_that_did_not_fail() -> None:
     runs = Runs(SPACE, 2)
-    runs.add(_run("first[k=1]", 0.1, 10), 0)
-    runs.add(_run("first[k=1]", 0.3, 30), 1)
-    runs.add(_run("first[k=2]", 9.0, failed=True), 0)
-    runs.add(_run("unknown", 1.0), 0)
+    _tell(runs, _run("first[k=1]", 0.1, 10), 0)
+    _tell(runs, _run("first[k=1]", 0.3, 30), 1)
+    _tell(runs, _run("first[k=2]", 9.0, failed=True), 0)
+    _tell(runs, _run("unknown", 1.0), 0)
     times = runs.times()
     assert runs.spent_s == pytest.approx(10.4), "failed runs were paid for"
     assert times.mean_s.tolist() == pytest.approx([0.2, np.nan, np.nan, np.nan], nan_ok=True)
@@ -137,10 +141,10 @@ def test_a_variant_is_as_slow_on_new_inputs_as_others_say() -> None:
     runs = Runs(SPACE, 40)
     slow = np.where(np.arange(40) < 20, 1.0, 5.0)
     for place, factor in enumerate(slow):
-        runs.add(_run("first[k=1]", 0.1 * factor), place)
-        runs.add(_run("first[k=2]", 0.2 * factor), place)
+        _tell(runs, _run("first[k=1]", 0.1 * factor), place)
+        _tell(runs, _run("first[k=2]", 0.2 * factor), place)
         if place < 20:
-            runs.add(_run("first[k=3]", 0.4), place)
+            _tell(runs, _run("first[k=3]", 0.4), place)
     times = runs.times()
     assert times.mean_s[:3] == pytest.approx([0.3, 0.6, 1.2], rel=0.05)
     assert times.var_s2[2] == pytest.approx((0.4 * 2) ** 2, rel=0.1)
@@ -149,10 +153,10 @@ def test_a_variant_is_as_slow_on_new_inputs_as_others_say() -> None:
 def test_runs_too_short_for_the_clock_spoil_nothing() -> None:
     runs = Runs(SPACE, 20)
     for place in range(20):
-        runs.add(_run("first[k=1]", 0.0), place)
-        runs.add(_run("first[k=2]", 1e-4), place)
+        _tell(runs, _run("first[k=1]", 0.0), place)
+        _tell(runs, _run("first[k=2]", 1e-4), place)
         if place % 2:
-            runs.add(_run("first[k=3]", 2e-4), place)
+            _tell(runs, _run("first[k=3]", 2e-4), place)
     assert runs.times().mean_s[:3] == pytest.approx([0.0, 1e-4, 2e-4], rel=0.05)
 
 
@@ -161,3 +165,16 @@ def test_nothing_ran() -> None:
     for values in (times.mean_s, times.var_s2, times.p95_s, times.output_mean_bytes, times.output_var_bytes2):
         assert np.isnan(values).all()
     assert not times.count.any()
+
+
+def test_what_was_found_on_disk_is_told_for_its_times_alone() -> None:
+    """By every process that finds it, and by the one that ran it."""
+    runs = Runs(SPACE, 2)
+    here, before = _run("first[k=1]", 0.25), _run("last", 0.5)
+    runs.take(Done(id=0, input=0, scores={A: None}, runs=(here,), recalled=(before,)))
+    runs.take(Done(id=1, input=0, scores={A: None}, recalled=(here, before)))
+    runs.take(Done(id=2, input=1, scores={A: None}, recalled=(here,)))
+    times = runs.times()
+    assert runs.spent_s == 0.25
+    assert times.count.tolist() == [2, 0, 0, 1]
+    assert times.mean_s[[0, 3]] == pytest.approx([0.25, 0.5])

@@ -5,7 +5,8 @@ and disk each have a limit in bytes and let go of what was not used for longest.
 need: an entry that cannot be read is not there, and after a write that failed (a full disk) results are kept
 in memory alone, which is said once. Results that are failures stay in memory: the next process tries again.
 
-An entry on disk is the digest of its payload, then the payload. Several processes may share the folder.
+An entry on disk is the digest of its payload, the time that it took, then the payload. Several processes may
+share the folder.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compass_shared.files import write_atomically
@@ -23,6 +25,9 @@ from compass_shared.framing import encode_value
 from compass_shared.values import Value
 
 _DIGEST_BYTES = 16
+_TIMES = struct.Struct("<dd")
+"""CPU and wall seconds."""
+_HEAD_BYTES = _DIGEST_BYTES + _TIMES.size
 _ENTRY_BYTES = 500
 """What keeping a result in memory takes beside its payload."""
 _LOOKS = 32
@@ -46,6 +51,11 @@ class Result:
     """Content address of the payload: results that are alike share what follows from them."""
     problem: str | None = None
     """Why the operator, or one before it, failed."""
+    cpu_s: float = field(default=0.0, compare=False)
+    """What it took to compute."""
+    wall_s: float = field(default=0.0, compare=False)
+    recalled: bool = field(default=False, compare=False)
+    """Whether it came from disk just now: it took that time in some process before this one, or beside it."""
 
 
 def digest_of(payload: bytes) -> bytes:
@@ -95,7 +105,7 @@ class ResultsCache:
         if found is None and self._disk is not None:
             found = self._disk.get(key)
             if found is not None:
-                self._memory.put(key, found)
+                self._memory.put(key, replace(found, recalled=False))
         return found
 
     def put(self, key: str, result: Result) -> None:
@@ -151,21 +161,26 @@ class _Disk:
             content = path.read_bytes()
         except OSError:
             return None
-        digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        digest, payload = content[:_DIGEST_BYTES], content[_HEAD_BYTES:]
+        whole = len(content) >= _HEAD_BYTES and digest == digest_of(payload)
         with contextlib.suppress(OSError):
-            if digest != digest_of(payload):
+            if not whole:
                 path.unlink()
                 return None
             os.utime(path)  # used just now, so that it is not the next to go
-        return Result(payload=payload, digest=digest) if digest == digest_of(payload) else None
+        if not whole:
+            return None
+        cpu_s, wall_s = _TIMES.unpack_from(content, _DIGEST_BYTES)
+        return Result(payload=payload, digest=digest, cpu_s=cpu_s, wall_s=wall_s, recalled=True)
 
     def put(self, key: str, result: Result) -> None:
-        size = _DIGEST_BYTES + len(result.payload)
+        size = _HEAD_BYTES + len(result.payload)
         if not self._writing or size > self._limit / _LOOKS:
             return
         try:
             self._make_room(size)
-            self._write(self._path(key), result.digest + result.payload)
+            times = _TIMES.pack(result.cpu_s, result.wall_s)
+            self._write(self._path(key), result.digest + times + result.payload)
         except OSError as error:
             self._writing = False
             self.notices.append(f"{self._folder}: results are kept in memory alone from now on: {error}")

@@ -133,6 +133,7 @@ class MeasuringSession:
             scores={key: found if isinstance(found, Score) else None for key, found in outcomes.items()},
             problems={key: found for key, found in outcomes.items() if isinstance(found, str)},
             runs=tuple(walk.runs),
+            recalled=tuple(walk.recalled),
             reused=walk.reused,
             warm_up_cpu_s=self._warm_up_cpu_s,
             notices=self._cache.take_notices(),

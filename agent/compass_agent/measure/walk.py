@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from compass_agent.measure.results_cache import Result, ResultsCache, failure, result_of
@@ -65,6 +66,8 @@ class Walk:
         """Operator -> digest and value of what was last read of it; neighbouring configs read it again."""
         self.runs: list[OperatorRun] = []
         """What ran, in order."""
+        self.recalled: list[OperatorRun] = []
+        """What ran in other processes and was found on disk, in order."""
         self.reused = 0
         """Results that were found in the cache."""
 
@@ -97,6 +100,8 @@ class Walk:
         found = self._cache.get(key)
         if found is not None:
             self.reused += 1
+            if found.recalled:
+                self.recalled.append(_run_of(operator, knobs, found))
             return found
         computed = self._computed(operator, knobs, upstream)
         self._cache.put(key, computed)
@@ -112,15 +117,19 @@ class Walk:
             made = error
         cpu_s, wall_s = time.thread_time() - cpu_s, time.perf_counter() - wall_s
         result = failure(str(made)) if isinstance(made, InferenceError) else _framed(operator, made)
-        run = OperatorRun(
-            variant=variant_key(operator.name, knobs),
-            cpu_s=cpu_s,
-            wall_s=wall_s,
-            output_bytes=len(result.payload),
-            failed=result.problem is not None,
-        )
-        self.runs.append(run)
+        result = replace(result, cpu_s=cpu_s, wall_s=wall_s)
+        self.runs.append(_run_of(operator, knobs, result))
         return result
+
+
+def _run_of(operator: Operator, knobs: Knobs, result: Result) -> OperatorRun:
+    return OperatorRun(
+        variant=variant_key(operator.name, knobs),
+        cpu_s=result.cpu_s,
+        wall_s=result.wall_s,
+        output_bytes=len(result.payload),
+        failed=result.problem is not None,
+    )
 
 
 def _framed(operator: Operator, value: Value) -> Result:

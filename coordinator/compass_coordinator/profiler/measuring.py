@@ -262,6 +262,7 @@ def _joined(first: Done, second: Done) -> Done:
         scores=first.scores | second.scores,
         problems=first.problems | second.problems,
         runs=first.runs + second.runs,
+        recalled=first.recalled + second.recalled,
         reused=first.reused + second.reused,
         warm_up_cpu_s=first.warm_up_cpu_s + second.warm_up_cpu_s,
         notices=first.notices + second.notices,

@@ -61,29 +61,34 @@ class Runs:
         # Operator -> variant, input and config of its runs, and what each took.
         self._where: list[list[tuple[int, int, int]]] = [[] for _ in self._upstream]
         self._what: list[list[tuple[float, float]]] = [[] for _ in self._upstream]
+        self._told: set[tuple[int, OperatorRun]] = set()
         self.spent_s = 0.0
         """Operator-seconds so far, failed runs included."""
 
     def take(self, done: Done) -> None:
-        """Take all runs of a job.
+        """Take all runs of a job, and the times of results that were found on disk.
 
-        They come config by config, each in the order of its operators, without those found in a cache: a run
-        belongs to the next operator that has its variant.
+        Both come config by config, each in the order of its operators, without what was in memory: a run
+        belongs to the next operator that has its variant. What another process ran, it may have told already.
         """
+        self.spent_s += sum(run.cpu_s for run in done.runs)
+        self._assign(done, done.runs)
+        self._assign(done, [run for run in done.recalled if (done.input, run) not in self._told])
+
+    def _assign(self, done: Done, runs: Sequence[OperatorRun]) -> None:
         configs = [self._config[key] for key in done.scores if key in self._config]
         wanted = self._choices[configs].ravel()
         start = 0
-        for run in done.runs:
+        for run in runs:
             found = np.flatnonzero(wanted[start:] == self._row.get(run.variant, NOWHERE))
             config = NOWHERE
             if len(found):
                 start += int(found[0]) + 1
                 config = configs[(start - 1) // self._choices.shape[1]]
-            self.add(run, done.input, config)
+            self._add(run, done.input, config)
 
-    def add(self, run: OperatorRun, place: int, config: int = NOWHERE) -> None:
-        """Take one run on the input at this place of the set, for this config."""
-        self.spent_s += run.cpu_s
+    def _add(self, run: OperatorRun, place: int, config: int) -> None:
+        self._told.add((place, run))
         row = self._row.get(run.variant)
         if row is not None and not run.failed:
             column = self._column[row]
