@@ -30,4 +30,5 @@ def believe_alone(scores: Scores) -> Belief:
         mean=np.clip(mean, 0.0, 1.0),
         covariance=np.diag(np.where(count > 0, np.minimum(sampled, UNKNOWN_VAR), UNKNOWN_VAR)),
         input_var=variance,
+        next_var=variance,
     )

@@ -21,26 +21,29 @@ FEWEST = 8
 """Inputs below which a bound would say nothing."""
 
 
-def bounds(scores: Scores, labels: Indices, alpha: float) -> Intervals:
+def bounds(scores: Scores, labels: Indices, alpha: float, so_far: Intervals, changed: Indices) -> Intervals:
     """Certain bounds on accuracies over the whole input set, of a metric that is a mean of scores in [0, 1].
 
     Args:
         scores: In the common order.
         labels: (inputs,) stratum of each, in the same order.
         alpha: Chance that the bounds of a config ever miss.
+        so_far: Bounds of an earlier look, 0 to 1 at first; they only become narrower.
+        changed: Configs that were measured since.
 
     Returns:
-        0 to 1 for configs with few scores, the accuracy itself for those that are measured on all inputs.
+        The accuracy itself for those that are measured on all inputs.
     """
-    inputs, configs = scores.values.shape
-    low, high = np.zeros(configs), np.ones(configs)
+    inputs = len(scores.values)
+    low, high = so_far.low.copy(), so_far.high.copy()
     whole = np.flatnonzero(scores.seen == inputs)
     low[whole] = high[whole] = scores.values[:, whole].mean(axis=0)
-    part = np.flatnonzero((scores.seen >= FEWEST) & (scores.seen < inputs))
+    part = changed[(scores.seen[changed] >= FEWEST) & (scores.seen[changed] < inputs)]
     if len(part):
         found = _own(scores, part, labels, alpha / 2)
         if len(whole):
             found = found.narrowed(_paired(scores, part, whole, labels, alpha / 2))
+        found = Intervals(low=low[part], high=high[part]).narrowed(found)
         low[part], high[part] = found.low, found.high
     return Intervals(low=low, high=high)
 

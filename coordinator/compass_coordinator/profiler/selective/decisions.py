@@ -20,6 +20,7 @@ from compass_coordinator.profiler.selective.space import Floats, Indices
 TOLERANCE = 0.01
 """A plan that costs at most so much more than the best one is as good."""
 SAMPLES = 64
+CHUNK = 32
 REFUSED = -1
 
 
@@ -120,10 +121,20 @@ class _Sorted:
     def chosen(self, accuracy: Floats) -> Indices:
         if not self.order.size:
             return np.full(len(self.decisions), REFUSED)
-        serves = (accuracy[self.order] >= self.decisions.needed[:, np.newaxis]) & self.usable
-        first = serves.argmax(axis=1)
-        rows = np.arange(len(serves))
-        return np.where(serves[rows, first], self.order[rows, first], REFUSED)
+        found = np.full(len(self.decisions), REFUSED)
+        rows = np.arange(len(found))
+        # Most queries find theirs among the cheapest.
+        for start in range(0, self.order.shape[1], CHUNK):
+            part = slice(start, start + CHUNK)
+            order = self.order[rows, part]
+            serves = (accuracy[order] >= self.decisions.needed[rows, np.newaxis]) & self.usable[rows, part]
+            first = serves.argmax(axis=1)
+            served = serves[np.arange(len(rows)), first]
+            found[rows[served]] = order[served, first[served]]
+            rows = rows[~served]
+            if not len(rows):
+                break
+        return found
 
     def paid(self, chosen: Indices) -> Floats:
         """(queries,) cost of what was chosen, inf where that is nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,8 @@ from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.score_model import Belief
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
 
-BLOCK = 20
-"""Fewest inputs that are worth a decision."""
+BLOCK = 60
+"""Inputs that are worth a decision; fewer at a time were measured to serve worse, for all that they promise."""
 CANDIDATES = 30
 """Configs whose worth is worked out."""
 GAPS = 200
@@ -27,6 +28,8 @@ class Action:
 
     config: int
     upto: int
+    price_s: float
+    """Expected operator-seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +71,7 @@ class Prices:
         return float(self.node_s[nodes] @ np.maximum(0, upto - np.maximum(self.node_seen[nodes], start)))
 
 
-def next_action(
+def next_actions(
     decisions: Decisions,
     belief: Belief,
     found: Stakes,
@@ -77,8 +80,8 @@ def next_action(
     *,
     inputs: int,
     partly: bool,
-) -> Action | None:
-    """The config, and how much of it, whose scores would set most choices right per second.
+) -> list[Action]:
+    """The configs, and how much of each, whose scores would set most choices right per second, best first.
 
     Measuring a config takes away its own blame, and of others' blame what their correlation with it explains.
     How much of its own goes with a part of the inputs follows from how far its accuracy is from the
@@ -94,27 +97,48 @@ def next_action(
         partly: Whether a config may stop before the end of the set.
 
     Returns:
-        None if nothing is at stake, or all that could be measured was.
+        Nothing if nothing is at stake, or all that could be measured was.
     """
     open_ = np.flatnonzero(seen < inputs)
     explained = _explained(belief, open_)
     worth = explained @ found.blame[open_]
-    best, most = None, 0.0
+    found_actions = []
     for at in np.argsort(-worth, kind="stable")[:CANDIDATES]:
         config, start = int(open_[at]), int(seen[open_[at]])
         own, others = found.blame[config], worth[at] - found.blame[config]
+        if not worth[at] > 0:
+            break
         gaps = _gaps(decisions, belief, found, config)
+        best, most = None, 0.0
         for upto in _extents(start, inputs) if partly else (inputs,):
-            left = np.sqrt((inputs - upto) / (inputs - start))
+            left = _left(belief, config, start, upto, inputs)
             gain = own * (1 - _still_wrong(gaps, left)) + others * (1 - left)
-            merit = gain / max(prices.price(config, start, upto), 1e-9)
+            price_s = prices.price(config, start, upto)
+            merit = gain / max(price_s, 1e-9)
             if merit > most:
-                best, most = Action(config=config, upto=upto), merit
-    return best
+                best, most = Action(config=config, upto=upto, price_s=price_s), merit
+        if best is not None:
+            found_actions.append((most, best))
+    return [action for _, action in sorted(found_actions, key=lambda pair: -pair[0])]
 
 
 def _extents(start: int, inputs: int) -> tuple[int, ...]:
-    return tuple(sorted({min(inputs, start + BLOCK), min(inputs, (start + inputs + 1) // 2), inputs}))
+    return tuple(sorted({min(inputs, start + BLOCK), inputs}))
+
+
+def _left(belief: Belief, config: int, start: int, upto: int, inputs: int) -> float:
+    """Share of the standard deviation of an accuracy that measuring on more inputs leaves.
+
+    The mean over all inputs left is a common part, which the first of them tell most of, and their own parts,
+    which average out. What the mean of the first m of R explains of it is
+    (common + own / R) / (common + own / m).
+    """
+    rest, more = inputs - start, upto - start
+    own = float(belief.next_var[config])
+    variance = float(belief.spread[config] * inputs / rest) ** 2
+    common = max(0.0, variance - own / rest)
+    explained = (common + own / rest) / max(common + own / more, 1e-300)
+    return math.sqrt(max(0.0, 1 - explained))
 
 
 def _explained(belief: Belief, open_: Indices) -> Floats:

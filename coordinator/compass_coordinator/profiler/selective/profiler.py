@@ -7,7 +7,7 @@ benchmark's replay drive it alike: ``ask`` for jobs, ``tell`` what they gave, un
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from compass_coordinator.profiler.selective.decisions import Decide, Decisions, 
 from compass_coordinator.profiler.selective.observations import Observations
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
 from compass_coordinator.profiler.selective.pilot import pilot_configs
-from compass_coordinator.profiler.selective.policy import Action, Prices, next_action
+from compass_coordinator.profiler.selective.policy import Action, Prices, next_actions
 from compass_coordinator.profiler.selective.score_model import (
     Belief,
     Kernel,
@@ -38,8 +38,10 @@ from compass_shared.pipeline import Pipeline
 
 DECIDED = 1e-4
 """A config is decided once the share of queries that hinge on it is below this."""
-REFIT_EVERY = 3
-"""Actions between two fits of the kernel; conditioning is on all scores at all times."""
+REFIT = 1.05
+"""Factor of spend between two fits of the model, and two looks at costs; all scores count at once."""
+BATCH = 0.02
+"""Share of the spend so far that may be spent before deciding anew what is worth most."""
 TRUSTED = 4.0
 """Predictions' worth of evidence for the model's own spreads before measurements correct them."""
 CERTAIN = 0.01
@@ -140,11 +142,12 @@ class Profiler:
         self._pilot_done = False
         self._model: ScoreModel | None = None
         self._kernel: Kernel = first_kernel(self.space.levels.shape[1])
-        self._actions = 0
         self._misses: list[float] = []
         """Squared errors of predictions, over the variance that was believed."""
-        self._expected: tuple[Action, float, float] | None = None
-        self._action: Action | None = None
+        self._expected: dict[int, tuple[float, float]] = {}
+        """Config -> mean and standard deviation that were believed before it was measured."""
+        self._actions: tuple[Action, ...] = ()
+        self._decisions: Decisions | None = None
         self._outstanding: dict[int, Job] = {}
         self._next_job = 0
         self._there = np.zeros((len(inputs), len(self.space.node_variant)), dtype=np.bool_)
@@ -153,6 +156,11 @@ class Profiler:
         self._row = {key: at for at, key in enumerate(self.space.keys)}
         self._variant = {variant: at for at, variant in enumerate(self.space.variants)}
         self._found: Stakes | None = None
+        self._certainly = _anything(len(self.space))
+        self._bounded = np.zeros(len(self.space), dtype=np.intp)
+        """(configs,) inputs measured when bounds were last looked at."""
+        self._fitted_s = 0.0
+        """Operator-seconds spent at the last fit."""
         self.finished = False
 
     # --- ask and tell -----------------------------------------------------------------------------
@@ -167,11 +175,11 @@ class Profiler:
                 return jobs
             self._end_pilot()
         while not self.finished:
-            self._action = self._next()
-            if self._action is None:
+            self._actions = self._next()
+            if not self._actions:
                 self.finished = True
                 break
-            if jobs := self._jobs_of(self._action):
+            if jobs := self._jobs_of(self._actions):
                 return jobs
         return ()
 
@@ -181,8 +189,7 @@ class Profiler:
             raise ProfileError(f"a measurement of input {done.input}, there are {self.observations.inputs}")
         self._outstanding.pop(done.id, None)
         self.observations.add(done)
-        for run in done.runs:
-            self.runs.add(run, done.input)
+        self.runs.take(done)
         self._count(done)
 
     @property
@@ -190,8 +197,9 @@ class Profiler:
         """How far it is."""
         blame = self._found.blame if self._found is not None else np.ones(len(self.space))
         doing = "first configs" if not self._pilot_done else "nothing"
-        if self._action is not None and not self.finished:
-            doing = f"{self.space.keys[self._action.config]} on {self._action.upto} inputs"
+        if self._actions and not self.finished:
+            others = f" and {len(self._actions) - 1} more" if len(self._actions) > 1 else ""
+            doing = f"{self.space.keys[self._actions[0].config]} on {self._actions[0].upto} inputs{others}"
         return Status(
             doing=doing,
             spent_s=self.runs.spent_s,
@@ -229,7 +237,13 @@ class Profiler:
         upto = min(self.options.pilot_inputs, len(self._order))
         if not self.options.early_stopping:
             upto = len(self._order)
-        return self._jobs(self._pilot, 0, upto)
+        missing = np.isnan(self.observations.numerators[:, self._pilot])
+        wanted = {
+            int(place): [self.space.keys[config] for config in self._pilot[missing[place]]]
+            for place in self._order[:upto]
+            if missing[place].any()
+        }
+        return self._posted(wanted)
 
     def _end_pilot(self) -> None:
         """Order what is left by what the pilot says of the strata's spreads."""
@@ -244,49 +258,50 @@ class Profiler:
 
     # --- what follows -----------------------------------------------------------------------------
 
-    def _next(self) -> Action | None:
+    def _next(self) -> tuple[Action, ...]:
         scores = self._scores()
         self._settle(scores)
-        if self.options.transfer and (self._model is None or self._actions % REFIT_EVERY == 0):
+        if self._decisions is None or self.runs.spent_s > REFIT * self._fitted_s:
+            self._refit(scores)
+        assert self._decisions is not None, "set by the first fit"
+        belief, certain = self._belief(scores), self._certain(scores)
+        self._found = stakes(self._decisions, belief, certain.low, certain.high, self._rng)
+        if self._found.wrong < self.options.delta:
+            return ()
+        actions = self._worthiest(self._decisions, belief, self._found, scores.seen)
+        self._expected = {
+            action.config: (float(belief.mean[action.config]), float(belief.spread[action.config]))
+            for action in actions
+        }
+        return actions
+
+    def _refit(self, scores: Scores) -> None:
+        """Look anew at what costs time to look at."""
+        self._decisions = self._decide(self.times)
+        self._fitted_s = self.runs.spent_s
+        if self.options.transfer:
             self._model = fit(scores, self._kernel, self._pilot)
             self._kernel = self._model.kernel
-        belief, certain, times = self._belief(scores), self._certain(scores), self.times
-        decisions = self._decide(times)
-        self._found = stakes(decisions, belief, certain.low, certain.high, self._rng)
-        if self._found.wrong < self.options.delta:
-            return None
-        action = self._worthiest(decisions, belief, scores.seen, times)
-        if action is not None:
-            self._actions += 1
-            spread = float(belief.spread[action.config])
-            self._expected = action, float(belief.mean[action.config]), spread
-        return action
 
     def _worthiest(
-        self, decisions: Decisions, belief: Belief, seen: Indices, times: OperatorTimes
-    ) -> Action | None:
-        assert self._found is not None, "set just before"
+        self, decisions: Decisions, belief: Belief, found: Stakes, seen: Indices
+    ) -> tuple[Action, ...]:
+        """The best actions, as many as are worth looking at everything again."""
         ran = np.divide(self._ran, self._paid, out=np.ones_like(self._ran), where=self._paid > 0)
-        return next_action(
-            decisions,
-            belief,
-            self._found,
-            seen,
-            Prices.of(self.space, seen, times, reuse=self.options.reuse, ran=np.minimum(1.0, ran)),
-            inputs=len(self._order),
-            partly=self.options.early_stopping,
-        )
+        prices = Prices.of(self.space, seen, self.times, reuse=self.options.reuse, ran=np.minimum(1.0, ran))
+        inputs, partly = len(self._order), self.options.early_stopping
+        ranked = next_actions(decisions, belief, found, seen, prices, inputs=inputs, partly=partly)
+        paid = np.cumsum([action.price_s for action in ranked])
+        return tuple(ranked[: 1 + int(np.searchsorted(paid, BATCH * self.runs.spent_s))])
 
     def _settle(self, scores: Scores) -> None:
-        """Compare a config that is now measured on all inputs with what was predicted for it."""
-        if self._expected is None:
-            return
-        action, mean, spread = self._expected
-        self._expected = None
-        if scores.seen[action.config] == len(scores.values) and spread > 0:
-            truth = float(scores.values[:, action.config].mean())
-            # A single surprise is to widen intervals, not to end their use.
-            self._misses.append(min(16.0, ((truth - mean) / spread) ** 2))
+        """Compare configs that are now measured on all inputs with what was predicted for them."""
+        for config, (mean, spread) in self._expected.items():
+            if scores.seen[config] == len(scores.values) and spread > 0:
+                truth = float(scores.values[:, config].mean())
+                # A single surprise is to widen intervals, not to end their use.
+                self._misses.append(min(16.0, ((truth - mean) / spread) ** 2))
+        self._expected = {}
 
     @property
     def calibration(self) -> float:
@@ -307,8 +322,12 @@ class Profiler:
 
     def _certain(self, scores: Scores) -> Intervals:
         if self._kind != "mean" or not self.options.early_stopping:
-            return Intervals(low=np.zeros(len(self.space)), high=np.ones(len(self.space)))
-        return bounds(scores, self._strata.labels[self._order], CERTAIN)
+            return _anything(len(self.space))
+        changed = np.flatnonzero(scores.seen != self._bounded)
+        labels = self._strata.labels[self._order]
+        self._certainly = bounds(scores, labels, CERTAIN, self._certainly, changed)
+        self._bounded = scores.seen
+        return self._certainly
 
     def _scores(self) -> Scores:
         seen = self.observations.seen(self._order)
@@ -319,20 +338,24 @@ class Profiler:
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def _jobs_of(self, action: Action) -> tuple[Job, ...]:
-        start = int(self.observations.seen(self._order)[action.config])
-        return self._jobs(np.array([action.config], dtype=np.intp), start, action.upto)
+    def _jobs_of(self, actions: tuple[Action, ...]) -> tuple[Job, ...]:
+        wanted: dict[int, list[str]] = {}
+        for action in sorted(actions, key=lambda action: action.config):
+            column = self.observations.numerators[self._order[: action.upto], action.config]
+            for place in self._order[: action.upto][np.isnan(column)]:
+                wanted.setdefault(int(place), []).append(self.space.keys[action.config])
+        return self._posted(wanted)
 
-    def _jobs(self, configs: Indices, start: int, upto: int) -> tuple[Job, ...]:
-        missing = np.isnan(self.observations.numerators[:, configs])
-        jobs = []
-        for place in self._order[start:upto]:
-            keys = tuple(self.space.keys[config] for config in configs[missing[place]])
-            if keys:
-                jobs.append(Job(id=self._next_job, input=int(place), configs=keys))
-                self._next_job += 1
+    def _posted(self, wanted: Mapping[int, Sequence[str]]) -> tuple[Job, ...]:
+        """Jobs for configs that are wanted, by input."""
+        first = self._next_job
+        jobs = tuple(
+            Job(id=first + at, input=place, configs=tuple(keys))
+            for at, (place, keys) in enumerate(wanted.items())
+        )
+        self._next_job += len(jobs)
         self._outstanding = {job.id: job for job in jobs}
-        return tuple(jobs)
+        return jobs
 
     def _count(self, done: Done) -> None:
         """Keep count of the operator runs that prices expect, and of those that were needed."""
@@ -351,6 +374,10 @@ class Profiler:
             return Strata(labels=labels, sizes=np.bincount(labels))
         features = np.array([info.features for info in inputs], dtype=np.float64)
         return stratified(features.reshape(len(inputs), -1), self.options.strata_count, self._rng)
+
+
+def _anything(configs: int) -> Intervals:
+    return Intervals(low=np.zeros(configs), high=np.ones(configs))
 
 
 def _indicators(labels: Indices) -> Floats:

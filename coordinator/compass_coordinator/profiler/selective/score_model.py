@@ -117,6 +117,8 @@ class Belief:
     """(configs, configs); rows of configs that were measured on every input are 0."""
     input_var: Floats
     """(configs,) variance of scores over inputs."""
+    next_var: Floats
+    """(configs,) variance of the score on the next input, given what others scored on it."""
 
     @property
     def spread(self) -> Floats:
@@ -199,13 +201,17 @@ def believe(scores: Scores, model: ScoreModel) -> Belief:
     inputs, configs = scores.values.shape
     rest = inputs - scores.looked_at
     mean, through, left = rest * mu, rest * np.eye(configs), rest * sigma
+    next_var = np.diag(sigma).copy()
     for rows, seen in scores.patterns():
         count, gain = rows.stop - rows.start, _gain(sigma, seen)
         mean += count * mu + gain @ (adjusted[rows][:, seen] - mu[seen]).sum(axis=0)
         direct = np.eye(configs)
         direct[:, seen] -= gain
         through += count * direct
-        left += count * (sigma - gain @ sigma[seen])
+        alone = sigma - gain @ sigma[seen]
+        left += count * alone
+        starts = scores.seen == rows.start
+        next_var[starts] = np.diag(alone)[starts]
     covariance = left / inputs**2 + through @ mu_cov @ through.T / inputs**2
     whole = scores.seen == inputs
     covariance[whole] = covariance[:, whole] = 0.0
@@ -214,6 +220,7 @@ def believe(scores: Scores, model: ScoreModel) -> Belief:
         mean=np.clip(exact, 0.0, 1.0),
         covariance=(covariance + covariance.T) / 2,
         input_var=np.diag(model.sigma)[scores.features.shape[1] :].copy(),
+        next_var=np.maximum(next_var, 0.0),
     )
 
 
