@@ -234,9 +234,8 @@ def _print_reached(reached: Mapping[str, Mapping[str, Sequence[float | None]]], 
 
 def _devices() -> dict[str, Any]:
     """Latency transfer over real differences, replayed from what was measured."""
-    print("\nlatency on other devices, from a few probes\n")
     if not devices.RESULT.exists():
-        print("not measured yet: python -m profiling.devices --measure")
+        print("\nlatency on other devices was not measured yet: python -m profiling.devices --measure")
         return {}
     rows = devices.judge(devices.read_measured(devices.RESULT))
     devices.print_rows(rows)
