@@ -94,12 +94,22 @@ def stakes(
 def _draws(belief: Belief, rng: np.random.Generator) -> Floats:
     """(SAMPLES, configs) accuracies."""
     open_ = np.flatnonzero(belief.spread > 0)
-    values, vectors = np.linalg.eigh(belief.covariance[np.ix_(open_, open_)])
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    covariance = belief.covariance[np.ix_(open_, open_)]
+    covariance[np.diag_indices(len(open_))] *= 1 + 1e-6
+    root = _root(covariance)
     half = rng.standard_normal((SAMPLES // 2, len(open_))) @ root.T
     drawn = np.tile(belief.mean, (SAMPLES, 1))
     drawn[:, open_] += np.concatenate([half, -half])
     return drawn
+
+
+def _root(covariance: Floats) -> Floats:
+    """A square root; where rounding left a covariance indefinite, of the nearest one that is not."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from compass_coordinator.profiler.selective.score_model import Belief
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
 
 BLOCK = 60
-"""Inputs that are worth a decision; fewer at a time were measured to serve worse, for all that they promise."""
+"""Inputs that are worth a decision; fewer at a time were measured to serve worse, whatever they promise."""
 CANDIDATES = 30
 """Configs whose worth is worked out."""
 GAPS = 200

@@ -261,7 +261,7 @@ class Profiler:
     def _next(self) -> tuple[Action, ...]:
         scores = self._scores()
         self._settle(scores)
-        if self._decisions is None or self.runs.spent_s > REFIT * self._fitted_s:
+        if self._decisions is None or self.runs.spent_s >= REFIT * self._fitted_s:
             self._refit(scores)
         assert self._decisions is not None, "set by the first fit"
         belief, certain = self._belief(scores), self._certain(scores)

@@ -49,6 +49,8 @@ PRIOR_SPREAD = 1.5
 """Standard deviation of the kernel's prior, in logits and logarithms."""
 CHECKED = 4.0
 """Configs' worth of evidence for the kernel's own width."""
+SURPRISE = 4.0
+"""Largest squared error, in variances, that a single config counts with."""
 VAGUE_VAR = 1.0
 MOST_REACH = 4.0
 LEVEL_VAR = 0.05
@@ -329,7 +331,9 @@ def _with_means(scores: Scores, model: ScoreModel, spread_out: Indices) -> tuple
     # Leave-one-out residuals in units of their own standard deviations (Rasmussen & Williams, equation 5.12).
     errors = (inverse @ target) ** 2 / np.diag(inverse)
     checked = errors[np.isin(measured, spread_out)]
-    wider = max(1.0, float((CHECKED + checked.sum()) / (CHECKED + len(checked))))
+    # A single config that nothing foretold is for ``reach``; it does not make all others doubtful.
+    bounded = np.minimum(checked, SURPRISE)
+    wider = max(1.0, float((CHECKED + bounded.sum()) / (CHECKED + len(checked))))
     widened = replace(found, mean_variance=found.mean_variance * wider)
     return widened, np.sort(np.sqrt(checked / wider))
 
