@@ -29,7 +29,7 @@ from profiling.measuring import measure_truth
 from profiling.ours import ABLATIONS, selective
 from profiling.plans import largest_difference
 from profiling.plot import draw
-from profiling.queries import Decisions, make_decisions
+from profiling.queries import Decisions, in_steps, make_decisions
 from profiling.rivals.bayesian import bayesian
 from profiling.rivals.halving import successive_halving
 from profiling.rivals.random_sampling import random_configs, random_inputs, random_scores
@@ -53,6 +53,11 @@ METHODS: Mapping[str, Method] = {
 ENDLESS = ("random configs", "random inputs", "random scores")
 """Methods without an end of their own; they are shown where they have spent what ours did."""
 LEVELS = (0.8, 0.9, 0.95, 0.98)
+ROUND = 0.05
+"""What people write SLOs in."""
+ROUNDED = (OURS, "Bayesian optimisation")
+SMALL = 0.05
+"""Share of the exhaustive cost that all methods are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +93,27 @@ def main() -> int:
         args.seeds = args.ablation_seeds = 1
     document = _about(args.queries)
     tasks = [
-        (method, seed, args.queries)
+        (method, seed, args.queries, 0.0)
         for method in args.methods
         for seed in range(args.ablation_seeds if method in ABLATIONS and method != OURS else args.seeds)
     ]
+    rounded = [
+        (method, seed, args.queries, ROUND)
+        for method in args.methods
+        if method in ROUNDED
+        for seed in range(args.seeds)
+    ]
     with ProcessPoolExecutor(args.processes) as pool:
         runs = list(pool.map(_run, *zip(*tasks, strict=True)))
-    document |= _report(runs, args.queries)
+        document |= _report(runs, args.queries)
+        if rounded:
+            spread = _decisions(args.queries, ROUND).spread()
+            print(
+                f"\nthe same with accuracies in steps of {ROUND}: {spread['distinct_best']} distinct best "
+                f"configs, the most frequent for {100 * spread['largest_share']:.1f}%\n"
+            )
+            found = list(pool.map(_run, *zip(*rounded, strict=True)))
+            document["in_steps"] = {"step": ROUND, "queries": spread, **_report(found, args.queries)}
     document["devices"] = _devices()
     if not args.quick:
         truth = _decisions(args.queries).truth
@@ -105,8 +124,10 @@ def main() -> int:
 
 
 @cache
-def _decisions(queries: int) -> Decisions:
-    """Once a process."""
+def _decisions(queries: int, step: float = 0.0) -> Decisions:
+    """Once a process; accuracies are asked for in steps, unless that is 0."""
+    if step:
+        return in_steps(_decisions(queries), step)
     return make_decisions(load_truth(load_pipeline(READ_TEXT), TRUTH), queries)
 
 
@@ -134,8 +155,8 @@ def _about(queries: int) -> dict[str, Any]:
     }
 
 
-def _run(method: str, seed: int, queries: int) -> Run:
-    study = Study(_decisions(queries))
+def _run(method: str, seed: int, queries: int, step: float) -> Run:
+    study = Study(_decisions(queries, step))
     study.replay.reuse = method != "without prefix reuse"
     started_s = time.perf_counter()
     METHODS[method](study, np.random.default_rng(seed))
@@ -150,6 +171,9 @@ def _report(runs: Sequence[Run], queries: int) -> dict[str, Any]:
     ours_s = float(np.mean([run.trace[-1].spent_s for run in by_method.get(OURS, runs)]))
     ends = {name: [_end(run, ours_s) for run in each] for name, each in by_method.items()}
     _print_ends(by_method, ends)
+    print(f"\nwhere at most {100 * SMALL:.0f}% of the exhaustive cost is spent\n")
+    small = {name: [_within(run, SMALL) for run in each] for name, each in by_method.items()}
+    _print_ends(by_method, small)
     reached = {
         name: {str(level): [_reached(run.trace, level) for run in each] for level in LEVELS}
         for name, each in by_method.items()
@@ -173,6 +197,12 @@ def _end(run: Run, ours_s: float) -> Quality:
     if run.method not in ENDLESS:
         return run.trace[-1]
     return next((point for point in run.trace if point.spent_s >= ours_s), run.trace[-1])
+
+
+def _within(run: Run, share: float) -> Quality:
+    """The last look within a share of the exhaustive cost."""
+    points = [point for point in run.trace if point.spent_share <= share]
+    return points[-1] if points else run.trace[0]
 
 
 def _reached(trace: Sequence[Quality], level: float) -> float | None:

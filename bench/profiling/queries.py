@@ -101,6 +101,16 @@ class Decisions:
         }
 
 
+def in_steps(decisions: Decisions, step: float) -> Decisions:
+    """The same queries as people would write them: accuracies in round figures.
+
+    Args:
+        decisions: Queries with any accuracy.
+        step: What the accuracies become multiples of.
+    """
+    return replace(decisions, needed=np.round(np.round(decisions.needed / step) * step, 9))
+
+
 def make_decisions(truth: Truth, queries: int, seed: int = 0) -> Decisions:
     """Draw queries.
 
