@@ -111,6 +111,7 @@ def test_failures_count_as_0_and_the_first_problem_is_kept() -> None:
     assert found.accuracies()[1] == 0.0
     assert found.failures.tolist() == [0, 2, 0]
     assert found.problems == {B: "first"}
+    assert found.broken().tolist() == [False, True, False]
 
 
 def _run(variant: str, cpu_s: float, size: int = 10, *, failed: bool = False) -> OperatorRun:

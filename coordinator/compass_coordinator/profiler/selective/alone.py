@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from compass_coordinator.profiler.selective.score_model import Belief, Scores
-from compass_coordinator.profiler.selective.space import Floats
+from compass_coordinator.profiler.selective.space import Floats, Mask
 
 UNKNOWN_VAR = 1 / 12
 """Of an accuracy of which nothing is known: uniform over [0, 1]."""
@@ -31,4 +33,21 @@ def believe_alone(scores: Scores) -> Belief:
         covariance=np.diag(np.where(count > 0, np.minimum(sampled, UNKNOWN_VAR), UNKNOWN_VAR)),
         input_var=variance,
         next_var=variance,
+    )
+
+
+def without(scores: Scores, configs: Mask) -> Scores:
+    """As if these configs had not been measured."""
+    values = scores.values.copy()
+    values[:, configs] = np.nan
+    return replace(scores, values=values, seen=np.where(configs, 0, scores.seen))
+
+
+def set_apart(belief: Belief, alone: Belief, configs: Mask) -> Belief:
+    """A belief in which these configs stand for themselves: nothing follows from them, nor for them."""
+    return Belief(
+        mean=np.where(configs, alone.mean, belief.mean),
+        covariance=np.where(configs | configs[:, np.newaxis], alone.covariance, belief.covariance),
+        input_var=np.where(configs, alone.input_var, belief.input_var),
+        next_var=np.where(configs, alone.next_var, belief.next_var),
     )

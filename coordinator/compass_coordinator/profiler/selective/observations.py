@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compass_coordinator.profiler.selective.space import Floats, Indices, Space
+from compass_coordinator.profiler.selective.space import Floats, Indices, Mask, Space
 from compass_shared.measured import Done, filled
 
 MIN_DENOMINATOR = 1e-12
@@ -31,7 +31,7 @@ class Observations:
     failures: Indices = field(init=False)
     problems: dict[str, str] = field(default_factory=dict)
     _column: dict[str, int] = field(init=False)
-    _failed: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = field(init=False)
+    _failed: Mask = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.inputs, len(self.space))
@@ -75,6 +75,10 @@ class Observations:
     def counts(self) -> Indices:
         """(configs,) inputs measured."""
         return np.asarray((~np.isnan(self.numerators)).sum(axis=0), dtype=np.intp)
+
+    def broken(self) -> Mask:
+        """(configs,) whether a config failed on every input that it was measured on."""
+        return np.asarray((self.failures > 0) & (self.failures == self.counts()))
 
     def values(self, rows: Indices | slice = slice(None)) -> Floats:
         """(rows, configs) scores whose mean over all inputs is the accuracy, NaN where not measured.

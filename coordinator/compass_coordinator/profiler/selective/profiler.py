@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from compass_coordinator.profiler.selective.alone import believe_alone
+from compass_coordinator.profiler.selective.alone import believe_alone, set_apart, without
 from compass_coordinator.profiler.selective.certain import bounds
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions, Stakes, stakes
 from compass_coordinator.profiler.selective.observations import Observations
@@ -29,7 +29,7 @@ from compass_coordinator.profiler.selective.score_model import (
     first_kernel,
     fit,
 )
-from compass_coordinator.profiler.selective.space import Floats, Indices, space_of
+from compass_coordinator.profiler.selective.space import Floats, Indices, Mask, space_of
 from compass_coordinator.profiler.sequential import Intervals
 from compass_coordinator.profiler.strata import Strata, ordered, spreads_within, stratified
 from compass_shared.errors import ProfileError
@@ -280,7 +280,7 @@ class Profiler:
         self._decisions = self._decide(self.times)
         self._fitted_s = self.runs.spent_s
         if self.options.transfer:
-            self._model = fit(scores, self._kernel, self._pilot)
+            self._model = self._fitted(scores)
             self._kernel = self._model.kernel
 
     def _worthiest(
@@ -309,11 +309,23 @@ class Profiler:
         return max(1.0, math.sqrt((TRUSTED + sum(self._misses)) / (TRUSTED + len(self._misses))))
 
     def _belief(self, scores: Scores) -> Belief:
-        if not self.options.transfer or scores.looked_at == 0:
-            return believe_alone(scores)
+        broken = self._broken()
+        sound = without(scores, broken)
+        alone = believe_alone(scores)
+        if not self.options.transfer or sound.looked_at == 0:
+            return alone
         if self._model is None:  # stopped before the first decision
-            self._model = fit(scores, self._kernel, self._pilot)
-        return believe(scores, self._model).inflated(self.calibration)
+            self._model = self._fitted(scores)
+        return set_apart(believe(sound, self._model).inflated(self.calibration), alone, broken)
+
+    def _fitted(self, scores: Scores) -> ScoreModel:
+        broken = self._broken()
+        return fit(without(scores, broken), self._kernel, self._pilot[~broken[self._pilot]])
+
+    def _broken(self) -> Mask:
+        """Configs that have failed throughout: that says nothing of others, unless all have."""
+        broken = self.observations.broken()
+        return broken & ~broken[self.observations.counts() > 0].all()
 
     def _reach(self) -> float:
         if self._model is None:

@@ -18,6 +18,7 @@ from compass_shared.pipeline import REQUEST, Pipeline, variant_key
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 MAX_CONFIGS = 3000
 """The model of scores keeps a covariance between all configs: 72 MB for so many, several times over."""
