@@ -145,6 +145,16 @@ def test_scores_of_others_narrow_what_is_believed_of_a_config() -> None:
     assert (together[[0, 21, 22, 23]] < 0.8 * alone[[0, 21, 22, 23]]).all()
 
 
+def test_the_next_score_is_as_uncertain_as_what_others_scored_on_that_input_leaves_it() -> None:
+    scores, model = _small(5, (6, 4, 1, 0, 2), features=0)
+    found = believe(scores, model).next_var
+    for config, at in ((1, 4), (2, 1), (3, 0), (4, 2)):
+        others = np.flatnonzero(scores.seen > at)
+        known = model.sigma[np.ix_(others, others)]
+        explained = model.sigma[config, others] @ np.linalg.solve(known, model.sigma[others, config])
+        assert found[config] == pytest.approx(model.sigma[config, config] - explained, rel=1e-3)
+
+
 def test_a_fit_finds_what_scores_were_drawn_from() -> None:
     rng = np.random.default_rng(4)
     scores, truth = _drawn(rng, 80, np.array([80, 40] * 12))

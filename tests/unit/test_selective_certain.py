@@ -11,6 +11,7 @@ from compass_coordinator.profiler.selective.alone import UNKNOWN_VAR, believe_al
 from compass_coordinator.profiler.selective.certain import FEWEST, bounds
 from compass_coordinator.profiler.selective.score_model import Scores
 from compass_coordinator.profiler.selective.space import Floats, Indices
+from compass_coordinator.profiler.sequential import Intervals
 from compass_coordinator.profiler.strata import Strata, ordered
 from support.score_tables import score_table
 
@@ -28,6 +29,13 @@ def _seen(table: Floats, order: Indices, seen: Indices) -> Scores:
     return Scores(values=values, seen=seen, features=np.zeros((INPUTS, 0)), levels=LEVELS)
 
 
+ANYTHING = Intervals(low=np.zeros(4), high=np.ones(4))
+
+
+def _bounds(scores: Scores, order: Indices, so_far: Intervals = ANYTHING) -> Intervals:
+    return bounds(scores, LABELS[order], 0.05, so_far, np.flatnonzero(scores.seen))
+
+
 @pytest.mark.parametrize("spreads", [None, [0.1, 0.5, 0.2]])
 def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
     """In an order balanced over strata, evenly or not; measured whole or not, paired or not."""
@@ -36,7 +44,7 @@ def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
     for seen in (SEEN, np.array([0, 40, 20, 10])):
         for _ in range(15):
             order = ordered(STRATA, rng, spreads=spreads)
-            found = bounds(_seen(TABLE, order, seen), LABELS[order], 0.05)
+            found = _bounds(_seen(TABLE, order, seen), order)
             missed += int(((truth < found.low - 1e-9) | (truth > found.high + 1e-9)).sum())
             width += (found.high - found.low) / 30
     # 90 intervals at 5%, conservative: 4.5 would be the mean of exact ones.
@@ -47,7 +55,7 @@ def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
 
 def test_bounds_of_what_was_measured_whole_are_the_accuracy_and_of_little_are_none() -> None:
     order = ordered(STRATA, np.random.default_rng(0))
-    found = bounds(_seen(TABLE, order, np.array([INPUTS, FEWEST - 1, 0, INPUTS])), LABELS[order], 0.05)
+    found = _bounds(_seen(TABLE, order, np.array([INPUTS, FEWEST - 1, 0, INPUTS])), order)
     assert found.low[[0, 3]] == pytest.approx(TABLE[:, [0, 3]].mean(axis=0))
     assert np.array_equal(found.low[[0, 3]], found.high[[0, 3]])
     assert found.low[1:3].tolist() == [0.0, 0.0]
@@ -58,10 +66,22 @@ def test_differences_to_a_config_that_is_known_narrow_bounds() -> None:
     order = ordered(STRATA, np.random.default_rng(1))
     hits = (np.arange(INPUTS) % 3 > 0).astype(np.float64)
     twin = np.column_stack([hits, 0.98 * hits, TABLE[:, 2], TABLE[:, 3]])
-    paired = bounds(_seen(twin, order, np.array([INPUTS, 30, 0, 0])), LABELS[order], 0.05)
-    alone = bounds(_seen(twin, order, np.array([0, 30, 0, 0])), LABELS[order], 0.05)
+    paired = _bounds(_seen(twin, order, np.array([INPUTS, 30, 0, 0])), order)
+    alone = _bounds(_seen(twin, order, np.array([0, 30, 0, 0])), order)
     assert paired.high[1] - paired.low[1] < 0.8 * (alone.high[1] - alone.low[1])
     assert paired.low[1] <= twin[:, 1].mean() <= paired.high[1]
+
+
+def test_bounds_only_become_narrower_and_only_those_of_what_was_measured_since() -> None:
+    order = ordered(STRATA, np.random.default_rng(4))
+    first = _bounds(_seen(TABLE, order, np.array([0, 20, 20, 10])), order)
+    now = _seen(TABLE, order, np.array([0, 40, 40, 10]))
+    later = bounds(now, LABELS[order], 0.05, first, np.array([1]))
+    assert (later.low >= first.low).all()
+    assert (later.high <= first.high).all()
+    assert later.width[1] < first.width[1]
+    assert np.array_equal(later.low[2:], first.low[2:])
+    assert np.array_equal(later.high[2:], first.high[2:])
 
 
 # --- alone ----------------------------------------------------------------------------------------

@@ -11,7 +11,14 @@ import pytest
 from compass_coordinator.profiler.selective import decisions as module
 from compass_coordinator.profiler.selective.decisions import REFUSED, TOLERANCE, Decisions, Stakes, stakes
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes
-from compass_coordinator.profiler.selective.policy import BLOCK, Action, Prices, _still_wrong, next_action
+from compass_coordinator.profiler.selective.policy import (
+    BLOCK,
+    Action,
+    Prices,
+    _left,
+    _still_wrong,
+    next_actions,
+)
 from compass_coordinator.profiler.selective.score_model import Belief
 from compass_coordinator.profiler.selective.space import Floats, space_of
 from support.replayed import PAGES
@@ -51,7 +58,8 @@ def _belief(seed: int, configs: int = 7) -> Belief:
     root = 0.1 * rng.standard_normal((configs, configs))
     covariance = root @ root.T
     covariance[0] = covariance[:, 0] = 0.0
-    return Belief(mean=rng.uniform(0.2, 0.9, configs), covariance=covariance, input_var=np.ones(configs))
+    ones = np.ones(configs)
+    return Belief(mean=rng.uniform(0.2, 0.9, configs), covariance=covariance, input_var=ones, next_var=ones)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -169,13 +177,19 @@ def test_variants_that_never_ran_are_as_dear_as_the_dearest() -> None:
 # --- what to measure ------------------------------------------------------------------------------
 
 
-def _next(decisions: Decisions, belief: Belief, seen: list[int], *, partly: bool = True) -> Action | None:
-    """Of the first configs of ``PAGES`` only: others can serve nobody."""
+def _next(
+    decisions: Decisions, belief: Belief, seen: list[int], *, partly: bool = True
+) -> tuple[int, int] | None:
+    """Config and inputs; of the first configs of ``PAGES`` only: others can serve nobody."""
     counts = np.full(len(SPACE), 100)
     counts[: len(seen)] = seen
     found = stakes(decisions, belief, np.zeros(len(SPACE)), np.ones(len(SPACE)), _rng())
     prices = Prices.of(SPACE, counts, _times(np.ones(VARIANTS)), reuse=False, ran=np.ones(VARIANTS))
-    return next_action(decisions, belief, found, counts, prices, inputs=100, partly=partly)
+    return _best(next_actions(decisions, belief, found, counts, prices, inputs=100, partly=partly))
+
+
+def _best(actions: list[Action]) -> tuple[int, int] | None:
+    return (actions[0].config, actions[0].upto) if actions else None
 
 
 def _case(means: list[float], spreads: list[float], needed: list[float]) -> tuple[Decisions, Belief]:
@@ -186,8 +200,9 @@ def _case(means: list[float], spreads: list[float], needed: list[float]) -> tupl
         costs=np.tile(costs, (len(needed), 1)), needed=np.array(needed), weights=np.ones(len(needed))
     )
     covariance = np.diag(np.array(spreads + [0.0] * rest) ** 2)
+    ones = np.ones(len(SPACE))
     return decisions, Belief(
-        mean=np.array(means + [0.5] * rest), covariance=covariance, input_var=np.ones(len(SPACE))
+        mean=np.array(means + [0.5] * rest), covariance=covariance, input_var=ones, next_var=ones
     )
 
 
@@ -196,14 +211,28 @@ def test_the_config_that_decides_is_measured() -> None:
     decisions, belief = _case([0.3, 0.79, 0.95], [0.02, 0.02, 0.02], [0.8, 0.81])
     found = _next(decisions, belief, [0, 0, 0])
     assert found is not None
-    assert found.config == 1
+    assert found[0] == 1
 
 
-def test_few_inputs_first_where_they_could_turn_a_choice_and_all_where_they_hardly_could() -> None:
-    close = _next(*_case([0.699, 0.9], [0.1, 0.0], [0.7]), [0, 100])
-    far = _next(*_case([0.5, 0.9], [0.1, 0.0], [0.7]), [0, 100])
-    assert close == Action(config=0, upto=BLOCK)
-    assert far == Action(config=0, upto=100)
+def test_few_inputs_where_the_first_tell_what_all_would() -> None:
+    """Nothing was measured of it, and what others scored leaves little to an input's own chance."""
+    decisions, belief = _case([0.5, 0.9], [0.1, 0.0], [0.7])
+    known = replace(belief, next_var=np.full(len(SPACE), 1e-4))
+    assert _next(decisions, known, [0, 100]) == (0, BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("start", "upto", "own"), [(0, 20, 0.04), (30, 50, 0.3), (30, 90, 0.001), (0, 100, 0.1)]
+)
+def test_the_spread_that_a_part_leaves_is_that_of_a_simulation(start: int, upto: int, own: float) -> None:
+    rng = _rng(2)
+    common = 0.1 * rng.standard_normal((20_000, 1))
+    scores = common + np.sqrt(own) * rng.standard_normal((20_000, 100 - start))
+    whole, part = scores.sum(axis=1) / 100, scores[:, : upto - start].mean(axis=1)
+    _, belief = _case([0.5], [float(whole.std())], [0.7])
+    belief = replace(belief, next_var=np.full(len(SPACE), own))
+    left = np.sqrt(1 - np.corrcoef(whole, part)[0, 1] ** 2) if upto < 100 else 0.0
+    assert _left(belief, 0, start, upto, 100) == pytest.approx(left, abs=0.02)
 
 
 def test_measuring_goes_on_where_it_stopped_and_ends_with_the_set() -> None:
@@ -211,8 +240,8 @@ def test_measuring_goes_on_where_it_stopped_and_ends_with_the_set() -> None:
     for seen in (0, 1, 50, 85, 99):
         found = _next(decisions, belief, [seen, 100])
         assert found is not None
-        assert seen < found.upto <= 100
-    assert _next(decisions, belief, [30, 100], partly=False) == Action(config=0, upto=100)
+        assert seen < found[1] <= 100
+    assert _next(decisions, belief, [30, 100], partly=False) == (0, 100)
 
 
 def test_nothing_to_measure_where_nothing_is_at_stake_or_everything_was_measured() -> None:
@@ -222,7 +251,7 @@ def test_nothing_to_measure_where_nothing_is_at_stake_or_everything_was_measured
     unblamed = Stakes(wrong=0.0, blame=np.zeros(len(SPACE)), chosen=np.array([1]))
     seen = np.zeros(len(SPACE), dtype=np.intp)
     prices = Prices.of(SPACE, seen, _times(np.ones(VARIANTS)), reuse=True, ran=np.ones(VARIANTS))
-    assert next_action(decisions, belief, unblamed, seen, prices, inputs=100, partly=True) is None
+    assert next_actions(decisions, belief, unblamed, seen, prices, inputs=100, partly=True) == []
 
 
 def test_what_correlates_with_what_decides_is_measured_if_that_cannot_be_cheaper() -> None:
@@ -238,11 +267,12 @@ def test_what_correlates_with_what_decides_is_measured_if_that_cannot_be_cheaper
     cheap = replace(
         prices, node_s=np.where(np.isin(np.arange(len(prices.node_s)), SPACE.nodes[0]), 0.01, 9.0)
     )
-    action = next_action(decisions, belief, found, seen, cheap, inputs=100, partly=False)
-    assert action == Action(config=0, upto=100)
+    actions = next_actions(decisions, belief, found, seen, cheap, inputs=100, partly=False)
+    assert _best(actions) == (0, 100)
     apart = replace(belief, covariance=np.diag(np.diag(covariance)))
-    action = next_action(decisions, apart, found, seen, cheap, inputs=100, partly=False)
-    assert action == Action(config=1, upto=100)
+    actions = next_actions(decisions, apart, found, seen, cheap, inputs=100, partly=False)
+    assert _best(actions) == (1, 100)
+    assert [action.price_s for action in actions] == [cheap.price(at.config, 0, at.upto) for at in actions]
 
 
 def test_the_chance_to_be_wrong_that_is_left() -> None:
