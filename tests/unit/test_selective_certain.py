@@ -47,7 +47,7 @@ def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
             found = _bounds(_seen(TABLE, order, seen), order)
             missed += int(((truth < found.low - 1e-9) | (truth > found.high + 1e-9)).sum())
             width += (found.high - found.low) / 16
-    # 40 intervals at 5%, conservative: 2 would be the mean of exact ones.
+    # 48 intervals at 5%, conservative: 2.4 would be the mean of exact ones.
     assert missed <= 1
     assert (width[1:] < 0.95).all()
     assert width[1] < width[2] < width[3]
