@@ -22,7 +22,7 @@ from profiling.times import figures_of, no_runs
 
 FIRST_S = 5.0
 """Operator-seconds at which a trace begins."""
-STEP = 1.15
+STEP = 1.25
 """Factor of spend from one point of a trace to the next."""
 
 
