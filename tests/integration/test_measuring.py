@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from compass_coordinator.profiler.measuring import MeasuringPool
+from compass_coordinator.measuring.pool import MeasuringPool
 from compass_shared.measured import Job, Score
 from support.measuring import key_of, write_words_bundle
 

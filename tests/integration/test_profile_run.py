@@ -12,7 +12,7 @@ import pytest
 
 from compass_coordinator import cli
 from compass_coordinator.measurements import load_measurements
-from compass_coordinator.profiler.measurement_log import MeasurementLog
+from compass_coordinator.measuring.log import MeasurementLog
 from compass_shared.measured import Done
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.profile_file import load_accuracy

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compass_coordinator.profiler.measurement_log import Header, MeasurementLog, header_of, read_log
+from compass_coordinator.measuring.log import Header, MeasurementLog, header_of, read_log
 from compass_shared.errors import ProfileError
 from compass_shared.measured import Done, InputInfo, OperatorRun, Ready, Score
 

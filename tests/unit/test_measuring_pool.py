@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compass_coordinator.profiler.job_queue import JobQueue
-from compass_coordinator.profiler.measuring import MeasuringPool
+from compass_coordinator.measuring.job_queue import JobQueue
+from compass_coordinator.measuring.pool import MeasuringPool
 from compass_shared.errors import BackendError, ConfigError, ProfileError
 from compass_shared.measured import Done, InputInfo, Job, OperatorRun, Ready, Score
 

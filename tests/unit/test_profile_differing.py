@@ -19,8 +19,8 @@ from compass_coordinator.measurements import (
     load_measurements,
     save_document,
 )
-from compass_coordinator.profiler.differing import accuracy_differences, measurement_differences
-from compass_coordinator.profiler.uncertainty import accuracy_interval
+from compass_coordinator.profiler.files.differing import accuracy_differences, measurement_differences
+from compass_coordinator.profiler.files.uncertainty import accuracy_interval
 from compass_shared.errors import ProfileError
 from compass_shared.profile import Accuracy, AccuracyTable, Provenance
 from compass_shared.profile_file import load_accuracy, save_accuracy

@@ -16,8 +16,8 @@ from compass_coordinator.measurements import (
     SiteWork,
     VariantWork,
 )
-from compass_coordinator.profiler.merging import merge_accuracy, merge_measurements
-from compass_coordinator.profiler.pooling import pooled
+from compass_coordinator.profiler.files.merging import merge_accuracy, merge_measurements
+from compass_coordinator.profiler.files.pooling import pooled
 from compass_shared.errors import ProfileError
 from compass_shared.profile import Accuracy, AccuracyTable, Provenance
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compass_coordinator.profiler.generalise import betting_interval, bootstrap_interval, student_interval
+from compass_coordinator.profiler.statistics.generalise import (
+    betting_interval,
+    bootstrap_interval,
+    student_interval,
+)
 from support.score_tables import populations
 
 

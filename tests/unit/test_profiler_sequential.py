@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from compass_coordinator.profiler import stratified_intervals
-from compass_coordinator.profiler.approximate import FEWEST, approximate_intervals, deviations
-from compass_coordinator.profiler.sequential import (
+from compass_coordinator.profiler.statistics import stratified_intervals
+from compass_coordinator.profiler.statistics.approximate import FEWEST, approximate_intervals, deviations
+from compass_coordinator.profiler.statistics.sequential import (
     Intervals,
     adjusted_intervals,
     difference_intervals,
@@ -20,8 +20,8 @@ from compass_coordinator.profiler.sequential import (
     ratio_difference_intervals,
     ratio_intervals,
 )
-from compass_coordinator.profiler.strata import estimated, ordered, stratified
-from compass_coordinator.profiler.stratified_intervals import product_intervals, union_intervals
+from compass_coordinator.profiler.statistics.strata import estimated, ordered, stratified
+from compass_coordinator.profiler.statistics.stratified_intervals import product_intervals, union_intervals
 from support.confidence import empirical_bernstein_ends, hoeffding_ends
 from support.score_tables import populations, prefixes, score_table, shuffled
 

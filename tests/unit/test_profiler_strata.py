@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compass_coordinator.profiler.strata import (
+from compass_coordinator.profiler.statistics.strata import (
     FLOOR,
     Strata,
     allocated,

@@ -11,8 +11,8 @@ from compass_coordinator.profiler.selective.alone import UNKNOWN_VAR, believe_al
 from compass_coordinator.profiler.selective.certain import FEWEST, bounds
 from compass_coordinator.profiler.selective.score_model import Scores
 from compass_coordinator.profiler.selective.space import Floats, Indices
-from compass_coordinator.profiler.sequential import Intervals
-from compass_coordinator.profiler.strata import Strata, ordered
+from compass_coordinator.profiler.statistics.sequential import Intervals
+from compass_coordinator.profiler.statistics.strata import Strata, ordered
 from support.score_tables import score_table
 
 INPUTS = 60

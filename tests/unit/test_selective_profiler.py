@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from compass_coordinator.profiler.profiled import accuracy_table, speeds_here
+from compass_coordinator.profiler.files.profiled import accuracy_table, speeds_here
 from compass_coordinator.profiler.selective import Decide, Options, Profiler, Target, of_any, of_targets
 from compass_shared.errors import ConfigError, ProfileError
 from compass_shared.measured import Done, Job, Ready

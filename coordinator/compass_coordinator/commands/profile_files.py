@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 
 from compass_coordinator.measurements import MeasurementsDocument, load_measurements, save_document
-from compass_coordinator.profiler.differing import (
+from compass_coordinator.profiler.files.differing import (
     Change,
     Differences,
     accuracy_differences,
     measurement_differences,
 )
-from compass_coordinator.profiler.merging import merge_accuracy, merge_measurements
+from compass_coordinator.profiler.files.merging import merge_accuracy, merge_measurements
 from compass_shared.errors import ConfigError, ProfileError
 from compass_shared.profile import AccuracyTable
 from compass_shared.profile_file import load_accuracy, save_accuracy

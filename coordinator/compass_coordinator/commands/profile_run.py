@@ -15,10 +15,9 @@ import numpy as np
 from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, cache_root
 from compass_coordinator.commands.profile_screen import ProfileScreen
 from compass_coordinator.measurements import load_measurements, save_document
-from compass_coordinator.profiler.generalise import student_interval
-from compass_coordinator.profiler.measurement_log import MeasurementLog, header_of, read_log
-from compass_coordinator.profiler.measuring import MeasuringPool
-from compass_coordinator.profiler.profiled import accuracy_table, speeds_here
+from compass_coordinator.measuring.log import MeasurementLog, header_of, read_log
+from compass_coordinator.measuring.pool import MeasuringPool
+from compass_coordinator.profiler.files.profiled import accuracy_table, speeds_here
 from compass_coordinator.profiler.selective import (
     Decide,
     Known,
@@ -31,6 +30,7 @@ from compass_coordinator.profiler.selective import (
     of_targets,
     space_of,
 )
+from compass_coordinator.profiler.statistics.generalise import student_interval
 from compass_coordinator.what_if import problem_from
 from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import load_fleet

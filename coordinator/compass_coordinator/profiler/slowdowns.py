@@ -35,7 +35,7 @@ OWN_SDS = {0.03: 0.4, 0.08: 0.4, 0.2: 0.2}
 """And the variants among kin."""
 SLOPE_SDS = (0.03, 0.12)
 """Candidates for the exponent by which a class's longer calls slow down more or less than its short ones."""
-OVERHEADS_S = {0.0: 0.6, 3e-5: 0.1, 1e-4: 0.1, 3e-4: 0.1, 1e-3: 0.06, 3e-3: 0.04}
+OVERHEADS_S = {0.0: 0.6, 1e-5: 0.1, 3e-5: 0.1, 1e-4: 0.08, 3e-4: 0.06, 1e-3: 0.04, 3e-3: 0.02}
 """Candidates for a call's constant time; those that a probe rules out are left out."""
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from compass_coordinator.profiler.selective.score_model import Scores
 from compass_coordinator.profiler.selective.space import Floats, Indices
-from compass_coordinator.profiler.sequential import Intervals, consistent
-from compass_coordinator.profiler.stratified_intervals import product_intervals
+from compass_coordinator.profiler.statistics.sequential import Intervals, consistent
+from compass_coordinator.profiler.statistics.stratified_intervals import product_intervals
 
 FEWEST = 8
 """Inputs below which a bound would say nothing."""

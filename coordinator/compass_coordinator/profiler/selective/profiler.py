@@ -30,8 +30,8 @@ from compass_coordinator.profiler.selective.score_model import (
     fit,
 )
 from compass_coordinator.profiler.selective.space import Floats, Indices, Mask, space_of
-from compass_coordinator.profiler.sequential import Intervals
-from compass_coordinator.profiler.strata import Strata, ordered, spreads_within, stratified
+from compass_coordinator.profiler.statistics.sequential import Intervals
+from compass_coordinator.profiler.statistics.strata import Strata, ordered, spreads_within, stratified
 from compass_shared.errors import ProfileError
 from compass_shared.measured import Done, InputInfo, Job
 from compass_shared.pipeline import Pipeline

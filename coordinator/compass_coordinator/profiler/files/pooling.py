@@ -9,7 +9,7 @@ from statistics import NormalDist
 import msgspec
 
 from compass_coordinator.measurements import VariantWork
-from compass_coordinator.profiler.uncertainty import mean_interval_s
+from compass_coordinator.profiler.files.uncertainty import mean_interval_s
 from compass_shared.problem import Z95
 
 

@@ -24,7 +24,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from compass_coordinator.profiler.sequential import (
+from compass_coordinator.profiler.statistics.sequential import (
     Floats,
     Intervals,
     Labels,

@@ -12,8 +12,8 @@ from compass_coordinator.measurements import (
     SiteWork,
     VariantWork,
 )
-from compass_coordinator.profiler.provenance import ProvenanceChange, measured_with, provenance_changes
-from compass_coordinator.profiler.uncertainty import (
+from compass_coordinator.profiler.files.provenance import ProvenanceChange, measured_with, provenance_changes
+from compass_coordinator.profiler.files.uncertainty import (
     Interval,
     accuracy_interval,
     difference_allowed,

@@ -19,7 +19,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from compass_coordinator.profiler.sequential import Floats, Intervals
+from compass_coordinator.profiler.statistics.sequential import Floats, Intervals
 
 FEWEST = 20
 """Samples before which a variance estimate is not trusted."""

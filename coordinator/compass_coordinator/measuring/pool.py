@@ -17,8 +17,8 @@ from typing import Protocol
 
 import msgspec
 
-from compass_coordinator.profiler.job_queue import JobQueue
-from compass_coordinator.profiler.measuring_child import MeasuringChild
+from compass_coordinator.measuring.child import MeasuringChild
+from compass_coordinator.measuring.job_queue import JobQueue
 from compass_shared.errors import BackendError, CompassError, ProfileError
 from compass_shared.measured import Done, Job, Ready
 

@@ -16,15 +16,15 @@ from compass_coordinator.measurements import (
     SiteWork,
     VariantWork,
 )
-from compass_coordinator.profiler.differing import variant_differences, works_of
-from compass_coordinator.profiler.pooling import moments, pooled
-from compass_coordinator.profiler.provenance import (
+from compass_coordinator.profiler.files.differing import variant_differences, works_of
+from compass_coordinator.profiler.files.pooling import moments, pooled
+from compass_coordinator.profiler.files.provenance import (
     Work,
     merged_site_provenance,
     merged_table_provenance,
     sources_of,
 )
-from compass_coordinator.profiler.uncertainty import accuracy_interval
+from compass_coordinator.profiler.files.uncertainty import accuracy_interval
 from compass_shared.errors import ProfileError
 from compass_shared.profile import Accuracy, AccuracyTable
 

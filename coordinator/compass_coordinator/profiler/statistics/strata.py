@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
 
-from compass_coordinator.profiler.sequential import Floats, Labels
+from compass_coordinator.profiler.statistics.sequential import Floats, Labels
 
 FLOOR = 2
 """Fewest inputs of a stratum (or all it has), so that there is a variance to estimate."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from compass_coordinator.profiler.sequential import Floats, Interval, mean_interval
+from compass_coordinator.profiler.statistics.sequential import Floats, Interval, mean_interval
 
 
 def student_interval(
