@@ -2,7 +2,8 @@
 
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes
-from compass_coordinator.profiler.selective.profiler import Known, Options, Profiler, Status
+from compass_coordinator.profiler.selective.options import Options
+from compass_coordinator.profiler.selective.profiler import Known, Profiler, Status
 from compass_coordinator.profiler.selective.space import Space, space_of
 from compass_coordinator.profiler.selective.targets import Target, of_any, of_fleet, of_targets
 

@@ -6,32 +6,23 @@ benchmark's replay drive it alike: ``ask`` for jobs, ``tell`` what they gave, un
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
-from compass_coordinator.profiler.selective.alone import believe_alone, set_apart, without
-from compass_coordinator.profiler.selective.certain import bounds
+from compass_coordinator.profiler.selective.beliefs import Beliefs
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions, Stakes, stakes
+from compass_coordinator.profiler.selective.input_order import InputOrder
 from compass_coordinator.profiler.selective.observations import Observations
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
+from compass_coordinator.profiler.selective.options import Options
 from compass_coordinator.profiler.selective.pilot import pilot_configs
 from compass_coordinator.profiler.selective.policy import Action, Prices, next_actions
-from compass_coordinator.profiler.selective.score_model import (
-    Belief,
-    Kernel,
-    ScoreModel,
-    Scores,
-    believe,
-    first_kernel,
-    fit,
-)
+from compass_coordinator.profiler.selective.score_model import Belief, Scores
+from compass_coordinator.profiler.selective.sharing import Sharing
 from compass_coordinator.profiler.selective.space import Floats, Indices, Mask, space_of
 from compass_coordinator.profiler.statistics.sequential import Intervals
-from compass_coordinator.profiler.statistics.strata import Strata, ordered, spreads_within, stratified
 from compass_shared.errors import ProfileError
 from compass_shared.measured import Done, InputInfo, Job
 from compass_shared.pipeline import Pipeline
@@ -42,31 +33,6 @@ REFIT = 1.05
 """Factor of spend between two fits of the model, and two looks at costs; all scores count at once."""
 BATCH = 0.02
 """Share of the spend so far that may be spent before deciding anew what is worth most."""
-TRUSTED = 4.0
-"""Predictions' worth of evidence for the model's own spreads before measurements correct them."""
-CERTAIN = 0.01
-"""Chance that certain bounds of a config miss."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to go about it; the four savings can be switched off one by one."""
-
-    strata: bool = True
-    """Inputs are looked at in an order balanced over strata, and features predict scores."""
-    reuse: bool = True
-    """Operator results are shared between configs; tells prices only, whoever measures does it."""
-    early_stopping: bool = True
-    """Configs may stop before the end of the input set."""
-    transfer: bool = True
-    """Scores of other configs count (pairing and surrogate)."""
-    delta: float = 0.01
-    """Share of queries that may still be decided wrongly."""
-    confidence: float = 0.95
-    """Of the intervals reported."""
-    pilot_configs: int = 36
-    pilot_inputs: int = 12
-    strata_count: int = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,32 +99,24 @@ class Profiler:
         self.space = space_of(pipeline)
         self.observations = Observations(self.space, len(inputs))
         self.runs = Runs(self.space, len(inputs))
-        self._kind = kind
         self._decide = decide
         self._rng = rng
-        self._strata = self._stratified(inputs)
-        self._order = ordered(self._strata, rng)
+        self._order = InputOrder(inputs, self.options, rng)
         self._pilot = pilot_configs(self.space, self.options.pilot_configs, rng)
         self._pilot_done = False
-        self._model: ScoreModel | None = None
-        self._kernel: Kernel = first_kernel(self.space.levels.shape[1])
-        self._misses: list[float] = []
-        """Squared errors of predictions, over the variance that was believed."""
-        self._expected: dict[int, tuple[float, float]] = {}
-        """Config -> mean and standard deviation that were believed before it was measured."""
+        self._beliefs = Beliefs(
+            len(self.space),
+            self.space.levels.shape[1],
+            self.options,
+            self._pilot,
+            bounded=kind == "mean",
+        )
+        self._sharing = Sharing(self.space, len(inputs), reuse=self.options.reuse)
         self._actions: tuple[Action, ...] = ()
-        self._decisions: Decisions | None = None
         self._outstanding: dict[int, Job] = {}
         self._next_job = 0
-        self._there = np.zeros((len(inputs), len(self.space.node_variant)), dtype=np.bool_)
-        self._paid = np.zeros(len(self.space.variants))
-        self._ran = np.zeros(len(self.space.variants))
-        self._row = {key: at for at, key in enumerate(self.space.keys)}
-        self._variant = {variant: at for at, variant in enumerate(self.space.variants)}
+        self._decisions: Decisions | None = None
         self._found: Stakes | None = None
-        self._certainly = _anything(len(self.space))
-        self._bounded = np.zeros(len(self.space), dtype=np.intp)
-        """(configs,) inputs measured when bounds were last looked at."""
         self._fitted_s = 0.0
         """Operator-seconds spent at the last fit."""
         self.finished = False
@@ -173,7 +131,8 @@ class Profiler:
             jobs = self._pilot_jobs()
             if jobs:
                 return jobs
-            self._end_pilot()
+            self._order.reconsider(self.observations, self._pilot)
+            self._pilot_done = True
         while not self.finished:
             self._actions = self._next()
             if not self._actions:
@@ -190,7 +149,7 @@ class Profiler:
         self._outstanding.pop(done.id, None)
         self.observations.add(done)
         self.runs.take(done)
-        self._count(done)
+        self._sharing.take(done)
 
     @property
     def status(self) -> Status:
@@ -216,147 +175,87 @@ class Profiler:
 
     def known(self) -> Known:
         """What is known of all configs so far."""
-        scores = self._scores()
-        belief, certain = self._belief(scores), self._certain(scores)
-        mean = np.clip(belief.mean, certain.low, certain.high)
-        reach = self._reach() * belief.spread
+        scores = self._order.scores(self.observations)
+        belief, certain = self._beliefs.belief(scores, self._broken()), self._certain(scores)
         whole = scores.seen == len(scores.values)
-        mean = np.where(whole, np.nan_to_num(self.observations.accuracies(), nan=0.0), mean)
-        reach = np.where(whole, 0.0, reach)
+        exact = np.nan_to_num(self.observations.accuracies(), nan=0.0)
+        mean = np.where(whole, exact, np.clip(belief.mean, certain.low, certain.high))
+        reach = np.where(whole, 0.0, self._beliefs.reach * belief.spread)
+        low, high = (np.clip(end, certain.low, certain.high) for end in (mean - reach, mean + reach))
         return Known(
             mean=mean,
-            low=np.where(whole, mean, np.minimum(mean, np.clip(mean - reach, certain.low, certain.high))),
-            high=np.where(whole, mean, np.maximum(mean, np.clip(mean + reach, certain.low, certain.high))),
+            low=np.where(whole, mean, np.minimum(mean, low)),
+            high=np.where(whole, mean, np.maximum(mean, high)),
             standard_error=np.sqrt(belief.spread**2 + belief.input_var / len(scores.values)),
             counts=self.observations.counts(),
         )
 
-    # --- the pilot --------------------------------------------------------------------------------
-
-    def _pilot_jobs(self) -> tuple[Job, ...]:
-        upto = min(self.options.pilot_inputs, len(self._order))
-        if not self.options.early_stopping:
-            upto = len(self._order)
-        missing = np.isnan(self.observations.numerators[:, self._pilot])
-        wanted = {
-            int(place): [self.space.keys[config] for config in self._pilot[missing[place]]]
-            for place in self._order[:upto]
-            if missing[place].any()
-        }
-        return self._posted(wanted)
-
-    def _end_pilot(self) -> None:
-        """Order what is left by what the pilot says of the strata's spreads."""
-        self._pilot_done = True
-        # Exactly the pilot's own, so that a resumed run comes to the same order.
-        prefix = self._order[: self.options.pilot_inputs]
-        if self.options.strata and len(prefix) < len(self._order):
-            values = self.observations.values(prefix)[:, self._pilot]
-            labels = self._strata.labels[prefix]
-            spreads = spreads_within(values.T, labels, len(self._strata.sizes))
-            self._order = ordered(self._strata, self._rng, spreads=spreads, seen=prefix)
+    def assess(self) -> float:
+        """Look anew at the expected share of wrong choices, as a run that was stopped has not; returns it."""
+        scores = self._order.scores(self.observations)
+        self._decisions = self._decide(self.times)
+        self._look(scores, self._decisions)
+        return self.status.wrong
 
     # --- what follows -----------------------------------------------------------------------------
 
     def _next(self) -> tuple[Action, ...]:
-        scores = self._scores()
-        self._settle(scores)
+        scores = self._order.scores(self.observations)
+        self._beliefs.settle(scores)
         if self._decisions is None or self.runs.spent_s >= REFIT * self._fitted_s:
-            self._refit(scores)
-        assert self._decisions is not None, "set by the first fit"
-        belief, certain = self._belief(scores), self._certain(scores)
-        self._found = stakes(self._decisions, belief, certain.low, certain.high, self._rng)
-        if self._found.wrong < self.options.delta:
+            # What takes time to look at, and hardly changes from one job to the next.
+            self._decisions = self._decide(self.times)
+            self._beliefs.refit(scores, self._broken())
+            self._fitted_s = self.runs.spent_s
+        belief, found = self._look(scores, self._decisions)
+        if found.wrong < self.options.delta:
             return ()
-        actions = self._worthiest(self._decisions, belief, self._found, scores.seen)
-        self._expected = {
-            action.config: (float(belief.mean[action.config]), float(belief.spread[action.config]))
-            for action in actions
-        }
+        actions = self._worthiest(self._decisions, belief, found, scores.seen)
+        self._beliefs.expect(actions, belief)
         return actions
 
-    def _refit(self, scores: Scores) -> None:
-        """Look anew at what costs time to look at."""
-        self._decisions = self._decide(self.times)
-        self._fitted_s = self.runs.spent_s
-        if self.options.transfer:
-            self._model = self._fitted(scores)
-            self._kernel = self._model.kernel
+    def _look(self, scores: Scores, decisions: Decisions) -> tuple[Belief, Stakes]:
+        """What is believed, and what is at stake."""
+        belief, certain = self._beliefs.belief(scores, self._broken()), self._certain(scores)
+        self._found = stakes(decisions, belief, certain.low, certain.high, self._rng)
+        return belief, self._found
 
     def _worthiest(
         self, decisions: Decisions, belief: Belief, found: Stakes, seen: Indices
     ) -> tuple[Action, ...]:
         """The best actions, as many as are worth looking at everything again."""
-        ran = np.divide(self._ran, self._paid, out=np.ones_like(self._ran), where=self._paid > 0)
-        prices = Prices.of(self.space, seen, self.times, reuse=self.options.reuse, ran=np.minimum(1.0, ran))
+        prices = Prices.of(self.space, seen, self.times, reuse=self.options.reuse, ran=self._sharing.ran)
         inputs, partly = len(self._order), self.options.early_stopping
         ranked = next_actions(decisions, belief, found, seen, prices, inputs=inputs, partly=partly)
         paid = np.cumsum([action.price_s for action in ranked])
         return tuple(ranked[: 1 + int(np.searchsorted(paid, BATCH * self.runs.spent_s))])
 
-    def _settle(self, scores: Scores) -> None:
-        """Compare configs that are now measured on all inputs with what was predicted for them."""
-        for config, (mean, spread) in self._expected.items():
-            if scores.seen[config] == len(scores.values) and spread > 0:
-                truth = float(scores.values[:, config].mean())
-                # A single surprise is to widen intervals, not to end their use.
-                self._misses.append(min(16.0, ((truth - mean) / spread) ** 2))
-        self._expected = {}
-
-    @property
-    def calibration(self) -> float:
-        """Factor on the model's standard deviations, >= 1, by how its predictions fared."""
-        return max(1.0, math.sqrt((TRUSTED + sum(self._misses)) / (TRUSTED + len(self._misses))))
-
-    def _belief(self, scores: Scores) -> Belief:
-        broken = self._broken()
-        sound = without(scores, broken)
-        alone = believe_alone(scores)
-        if not self.options.transfer or sound.looked_at == 0:
-            return alone
-        if self._model is None:  # stopped before the first decision
-            self._model = self._fitted(scores)
-        return set_apart(believe(sound, self._model).inflated(self.calibration), alone, broken)
-
-    def _fitted(self, scores: Scores) -> ScoreModel:
-        broken = self._broken()
-        return fit(without(scores, broken), self._kernel, self._pilot[~broken[self._pilot]])
+    def _certain(self, scores: Scores) -> Intervals:
+        return self._beliefs.certain(scores, self._order.labels)
 
     def _broken(self) -> Mask:
         """Configs that have failed throughout: that says nothing of others, unless all have."""
         broken = self.observations.broken()
         return broken & ~broken[self.observations.counts() > 0].all()
 
-    def _reach(self) -> float:
-        if self._model is None:
-            return float(norm.ppf(0.5 + self.options.confidence / 2))
-        return self._model.reach(self.options.confidence)
-
-    def _certain(self, scores: Scores) -> Intervals:
-        if self._kind != "mean" or not self.options.early_stopping:
-            return _anything(len(self.space))
-        changed = np.flatnonzero(scores.seen != self._bounded)
-        labels = self._strata.labels[self._order]
-        self._certainly = bounds(scores, labels, CERTAIN, self._certainly, changed)
-        self._bounded = scores.seen
-        return self._certainly
-
-    def _scores(self) -> Scores:
-        seen = self.observations.seen(self._order)
-        values = self.observations.values()[self._order]
-        values[np.arange(len(values))[:, np.newaxis] >= seen] = np.nan
-        labels = self._strata.labels[self._order]
-        return Scores(values=values, seen=seen, features=_indicators(labels), levels=self.space.levels)
-
     # --- jobs -------------------------------------------------------------------------------------
 
-    def _jobs_of(self, actions: tuple[Action, ...]) -> tuple[Job, ...]:
-        wanted: dict[int, list[str]] = {}
-        for action in sorted(actions, key=lambda action: action.config):
-            column = self.observations.numerators[self._order[: action.upto], action.config]
-            for place in self._order[: action.upto][np.isnan(column)]:
-                wanted.setdefault(int(place), []).append(self.space.keys[action.config])
-        return self._posted(wanted)
+    def _pilot_jobs(self) -> tuple[Job, ...]:
+        upto = self.options.pilot_inputs if self.options.early_stopping else len(self._order)
+        return self._missing([(int(config), upto) for config in self._pilot])
+
+    def _jobs_of(self, actions: Sequence[Action]) -> tuple[Job, ...]:
+        # In the order of configs, so that neighbours share most.
+        return self._missing(sorted((action.config, action.upto) for action in actions))
+
+    def _missing(self, wanted: Sequence[tuple[int, int]]) -> tuple[Job, ...]:
+        """Jobs for what is not there yet of configs on their first so many inputs."""
+        by_input: dict[int, list[str]] = {}
+        for config, upto in wanted:
+            places = self._order.places[:upto]
+            for place in places[np.isnan(self.observations.numerators[places, config])]:
+                by_input.setdefault(int(place), []).append(self.space.keys[config])
+        return self._posted(by_input)
 
     def _posted(self, wanted: Mapping[int, Sequence[str]]) -> tuple[Job, ...]:
         """Jobs for configs that are wanted, by input."""
@@ -368,31 +267,3 @@ class Profiler:
         self._next_job += len(jobs)
         self._outstanding = {job.id: job for job in jobs}
         return jobs
-
-    def _count(self, done: Done) -> None:
-        """Keep count of the operator runs that prices expect, and of those that were needed."""
-        rows = [self._row[key] for key in done.scores if key in self._row]
-        nodes = np.unique(self.space.nodes[rows]) if rows else np.zeros(0, dtype=np.intp)
-        new = nodes[~self._there[done.input, nodes]]
-        self._there[done.input, new] = self.options.reuse
-        np.add.at(self._paid, self.space.node_variant[new], 1)
-        for run in done.runs:
-            if run.variant in self._variant:
-                self._ran[self._variant[run.variant]] += 1
-
-    def _stratified(self, inputs: Sequence[InputInfo]) -> Strata:
-        if not self.options.strata:
-            labels = np.zeros(len(inputs), dtype=np.intp)
-            return Strata(labels=labels, sizes=np.bincount(labels))
-        features = np.array([info.features for info in inputs], dtype=np.float64)
-        return stratified(features.reshape(len(inputs), -1), self.options.strata_count, self._rng)
-
-
-def _anything(configs: int) -> Intervals:
-    return Intervals(low=np.zeros(configs), high=np.ones(configs))
-
-
-def _indicators(labels: Indices) -> Floats:
-    """(inputs, strata - 1) of mean 0 and variance 1: which stratum an input is of, the last one left out."""
-    marks = (labels[:, np.newaxis] == np.arange(labels.max(initial=0))).astype(np.float64)
-    return np.asarray((marks - marks.mean(axis=0)) / np.maximum(marks.std(axis=0), 1e-9))
