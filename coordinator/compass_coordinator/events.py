@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from compass_coordinator.planning import FleetPlan
-from compass_coordinator.profiler.completion import Gap
-from compass_coordinator.profiler.next_probe import Wish
+from compass_coordinator.profiler.latency.completion import Gap
+from compass_coordinator.profiler.latency.next_probe import Wish
 from compass_shared.messages import (
     AckMessage,
     CoordinatorMessage,

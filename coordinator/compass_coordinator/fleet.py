@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from compass_coordinator.profiler.completion import (
+from compass_coordinator.profiler.latency.completion import (
     Gap,
     Lack,
     lack_of,
@@ -14,7 +14,7 @@ from compass_coordinator.profiler.completion import (
     reference_of,
     variants_of,
 )
-from compass_coordinator.profiler.feedback import Feedback
+from compass_coordinator.profiler.latency.feedback import Feedback
 from compass_coordinator.sanity import profile_problem, served_problem
 from compass_shared.device_profile import DeviceProfile
 from compass_shared.messages import (

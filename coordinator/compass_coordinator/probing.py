@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from compass_coordinator import events as ev
 from compass_coordinator.fleet import AgentState, Fleet
-from compass_coordinator.profiler.completion import PROBES
-from compass_coordinator.profiler.next_probe import Wish
+from compass_coordinator.profiler.latency.completion import PROBES
+from compass_coordinator.profiler.latency.next_probe import Wish
 from compass_shared.messages import MAX_PROBES, ProbeMessage
 from compass_shared.profile import SiteProfile
 from compass_shared.topics import Kind

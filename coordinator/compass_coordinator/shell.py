@@ -22,8 +22,8 @@ from compass_coordinator.inbox import event_of
 from compass_coordinator.planner.fleet import TemplateCache
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import plan_fleet
-from compass_coordinator.profiler.completion import Completions
-from compass_coordinator.profiler.next_probe import Wish, next_probes
+from compass_coordinator.profiler.latency.completion import Completions
+from compass_coordinator.profiler.latency.next_probe import Wish, next_probes
 from compass_coordinator.store import FileStore
 from compass_shared import codec
 from compass_shared.background import Background

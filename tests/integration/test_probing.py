@@ -12,7 +12,7 @@ from compass_agent import probing as agent_probing
 from compass_agent.probing import Measure
 from compass_coordinator import core as coordinator_core
 from compass_coordinator import shell as coordinator_shell
-from compass_coordinator.profiler.completion import variants_of
+from compass_coordinator.profiler.latency.completion import variants_of
 from compass_shared.topics import Kind, parse
 from support.fleets import BrokerInMemory, FleetRig, Traffic, declare, planned_at, query_of, until
 

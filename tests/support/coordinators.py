@@ -14,8 +14,8 @@ from compass_coordinator import events as ev
 from compass_coordinator.core import CoordinatorCore
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.planning import FleetPlan, plan_fleet
-from compass_coordinator.profiler.completion import Completions
-from compass_coordinator.profiler.next_probe import next_probes
+from compass_coordinator.profiler.latency.completion import Completions
+from compass_coordinator.profiler.latency.next_probe import next_probes
 from compass_shared.messages import (
     AckMessage,
     AssignmentMessage,

@@ -10,7 +10,7 @@ import pytest
 from compass_coordinator.commands.coordinator import references
 from compass_coordinator.fleet import Fleet
 from compass_coordinator.measurements import save_measurements
-from compass_coordinator.profiler.completion import PROBES, Completion, Completions, prior_of
+from compass_coordinator.profiler.latency.completion import PROBES, Completion, Completions, prior_of
 from compass_shared.device_profile import find_device_profile, known_device_profiles
 from compass_shared.errors import ProfileError
 from compass_shared.messages import ProfileMessage, ServedMessage, StatusMessage

@@ -30,8 +30,14 @@ from compass_coordinator.commands.files import ACCURACY_Z
 from compass_coordinator.core import PATIENCE_S, REJOIN_S, SETTLE_S, SHARE_TIMEOUT_S
 from compass_coordinator.demo.broker import RETAINED_LIMIT
 from compass_coordinator.planning.searched import MAX_ENUMERATED
-from compass_coordinator.profiler.feedback import HALF_LIFE_S, MAX_WEIGHT, MOVED, PRIOR_WEIGHT, WINDOW_WEIGHT
-from compass_coordinator.profiler.next_probe import DELTA
+from compass_coordinator.profiler.latency.feedback import (
+    HALF_LIFE_S,
+    MAX_WEIGHT,
+    MOVED,
+    PRIOR_WEIGHT,
+    WINDOW_WEIGHT,
+)
+from compass_coordinator.profiler.latency.next_probe import DELTA
 from compass_shared import calls, codec, errors, framing, messages, topics
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import model_refs_from

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compass_coordinator.profiler.drift import Seen, common_drift
-from compass_coordinator.profiler.feedback import (
+from compass_coordinator.profiler.latency.drift import Seen, common_drift
+from compass_coordinator.profiler.latency.feedback import (
     ENOUGH,
     FURTHEST,
     HALF_LIFE_S,

@@ -10,8 +10,8 @@ from statistics import NormalDist
 import pytest
 
 from compass_coordinator.planning import FleetPlan, plan_fleet
-from compass_coordinator.profiler.completion import Prediction
-from compass_coordinator.profiler.next_probe import MOST_VARIANTS, Wish, next_probes
+from compass_coordinator.profiler.latency.completion import Prediction
+from compass_coordinator.profiler.latency.next_probe import MOST_VARIANTS, Wish, next_probes
 from compass_shared.pipeline import REQUEST, variant_key
 from compass_shared.problem import Problem
 from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, SiteProfile

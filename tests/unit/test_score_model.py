@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from compass_coordinator.profiler.selective import score_model
-from compass_coordinator.profiler.selective.score_model import (
-    LEVEL_VAR,
-    Belief,
-    Kernel,
-    ScoreModel,
-    Scores,
-    believe,
-    first_kernel,
-    fit,
-)
+from compass_coordinator.profiler.selective.kernel import LEVEL_VAR, Kernel, first_kernel
+from compass_coordinator.profiler.selective.score_model import Belief, ScoreModel, Scores, believe, fit
 from compass_coordinator.profiler.selective.space import Floats, Indices
 
 LEVELS = np.array([[0, 0], [0, 1], [0, 2], [1, 0], [1, 2]])

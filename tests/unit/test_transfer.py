@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 
-from compass_coordinator.profiler.transfer import Speed, choose_probes, completed, fit_speed
+from compass_coordinator.profiler.latency.transfer import Speed, choose_probes, completed, fit_speed
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Operator, Pipeline, variant_key
 from compass_shared.profile import OperatorProfile, SiteProfile

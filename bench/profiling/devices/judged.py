@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compass_coordinator.profiler.transfer import fit_speed, most_telling
+from compass_coordinator.profiler.latency.transfer import fit_speed, most_telling
 from compass_shared.profile import OperatorProfile, SiteProfile
 from profiling.devices.measured import Measured
 

@@ -17,7 +17,7 @@ from compass_coordinator.measurements import load_measurements, save_measurement
 from compass_coordinator.plan_document import plan_document
 from compass_coordinator.planner.policy import POLICIES
 from compass_coordinator.planning import FleetPlan
-from compass_coordinator.profiler.completion import reference_of
+from compass_coordinator.profiler.latency.completion import reference_of
 from compass_coordinator.shell import CoordinatorConfig, CoordinatorShell
 from compass_coordinator.what_if import site_profiles
 from compass_shared.errors import ProfileError

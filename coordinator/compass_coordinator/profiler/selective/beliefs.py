@@ -10,17 +10,10 @@ from scipy.stats import norm
 
 from compass_coordinator.profiler.selective.alone import believe_alone, set_apart, without
 from compass_coordinator.profiler.selective.certain import bounds
+from compass_coordinator.profiler.selective.kernel import Kernel, first_kernel
 from compass_coordinator.profiler.selective.options import Options
 from compass_coordinator.profiler.selective.policy import Action
-from compass_coordinator.profiler.selective.score_model import (
-    Belief,
-    Kernel,
-    ScoreModel,
-    Scores,
-    believe,
-    first_kernel,
-    fit,
-)
+from compass_coordinator.profiler.selective.score_model import Belief, ScoreModel, Scores, believe, fit
 from compass_coordinator.profiler.selective.space import Indices, Mask
 from compass_coordinator.profiler.statistics.sequential import Intervals
 

@@ -13,8 +13,8 @@ are known for every input. Then everything follows from conditioning:
 ``mu`` and ``sigma`` have priors whose kernel is a product over knobs: each knob that differs costs a factor,
 found by maximum likelihood. ``sigma`` then leaves its prior as far as the scores ask for it (expectation
 maximisation with an inverse Wishart prior of ``PRIOR_INPUTS`` inputs' weight). Scores are not normal, so
-spreads are checked against what measuring brings (``calibration``); what must hold for certain comes from
-``sequential``.
+spreads are checked against what measuring brings (``beliefs``); what must hold for certain comes from
+``certain``.
 
 Configs look at inputs in one order, each at a prefix of it. So there are only as many patterns of missing
 scores as distinct prefix lengths, and conditioning is one linear solve for each.
@@ -28,13 +28,13 @@ configs and inputs at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.stats import t as student
 
+from compass_coordinator.profiler.selective.kernel import LEVEL_VAR, Kernel, fit_inputs, fit_means
 from compass_coordinator.profiler.selective.space import Floats, Indices
 
 PRIOR_INPUTS = 10.0
@@ -44,17 +44,12 @@ FEATURE_INPUTS = 30.0
 EM_ROUNDS = 3
 FIT_CONFIGS = 40
 """Configs of a pattern that its likelihood is taken of."""
-FIT_STEPS = 15
-PRIOR_SPREAD = 1.5
-"""Standard deviation of the kernel's prior, in logits and logarithms."""
 CHECKED = 4.0
 """Configs' worth of evidence for the kernel's own width."""
 SURPRISE = 4.0
 """Largest squared error, in variances, that a single config counts with."""
 VAGUE_VAR = 1.0
 MOST_REACH = 4.0
-LEVEL_VAR = 0.05
-"""Prior variance of the accuracies' common level."""
 JITTER = 1e-6
 """Least share of a variance that is a config's own; keeps solves well posed."""
 
@@ -83,30 +78,6 @@ class Scores:
         for end in np.unique(self.seen[self.seen > 0]):
             yield slice(start, int(end)), np.flatnonzero(self.seen >= end)
             start = int(end)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Kernel:
-    """Prior of ``mu`` and ``sigma``."""
-
-    alike: Floats
-    """(knobs,) correlation of two configs' scores left by each knob that differs."""
-    own: float
-    """Share of the scores' variance that is a config's own."""
-    variance: float
-    """Of scores over inputs."""
-    mean_alike: Floats
-    """(knobs,) the same for the accuracies."""
-    mean_variance: float
-
-    def sigma(self, levels: Indices) -> Floats:
-        """(configs, configs) prior covariance of scores on one input."""
-        shared = (1 - self.own) * _product(levels, self.alike)
-        return self.variance * (shared + self.own * np.eye(len(levels)))
-
-    def mu(self, levels: Indices) -> Floats:
-        """(configs, configs) prior covariance of the accuracies around their common level."""
-        return self.mean_variance * _product(levels, self.mean_alike)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,20 +121,13 @@ class ScoreModel:
         """Standard deviations around a prediction that hold the accuracy with some confidence.
 
         The quantile of the checked configs' own errors (split conformal prediction: Lei et al., JASA 2018),
-        and no less than a normal distribution's, nor more than ``MOST_REACH``.
+        and no less than Student's, nor more than ``MOST_REACH``.
         """
         normal = float(student.ppf(0.5 + confidence / 2, max(1.0, self.freedom)))
         place = math.ceil((len(self.errors) + 1) * confidence)
         if not len(self.errors):
             return normal
         return min(MOST_REACH, max(normal, float(self.errors[min(place, len(self.errors)) - 1])))
-
-
-def first_kernel(knobs: int) -> Kernel:
-    """Before anything is known."""
-    return Kernel(
-        alike=np.full(knobs, 0.8), own=0.08, variance=0.09, mean_alike=np.full(knobs, 0.7), mean_variance=0.03
-    )
 
 
 def fit(scores: Scores, kernel: Kernel, spread_out: Indices) -> ScoreModel:
@@ -226,11 +190,6 @@ def believe(scores: Scores, model: ScoreModel) -> Belief:
     )
 
 
-def _product(levels: Indices, alike: Floats) -> Floats:
-    same = levels[:, np.newaxis, :] == levels[np.newaxis, :, :]
-    return np.asarray(np.exp(~same @ np.log(alike)))
-
-
 def _gain(sigma: Floats, seen: Indices) -> Floats:
     """(configs, seen) regression of all scores of an input on those that were measured."""
     within = sigma[np.ix_(seen, seen)] + JITTER * np.diag(np.diag(sigma)[seen])
@@ -278,93 +237,28 @@ def _moments(scores: Scores, model: ScoreModel) -> Floats:
     return total
 
 
-# --- the kernel ------------------------------------------------------------------------------------
-
-
 def _with_inputs(scores: Scores, kernel: Kernel) -> Kernel:
-    """The kernel whose ``sigma`` makes the scores likeliest around their means."""
-    knobs = scores.levels.shape[1]
-    samples = [_sampled(scores, rows, seen) for rows, seen in scores.patterns()]
-
-    def unpacked(packed: Floats) -> Kernel:
-        shares, logs = _bounded(packed, knobs + 1)
-        return replace(
-            kernel, alike=shares[:knobs], own=float(shares[knobs]), variance=float(np.exp(logs[0]))
-        )
-
-    def cost(packed: Floats) -> float:
-        return sum(_unlikely(unpacked(packed), levels, values) for levels, values in samples)
-
-    def packed(found: Kernel) -> Floats:
-        return np.concatenate([_logit(found.alike), _logit(np.array([found.own])), [np.log(found.variance)]])
-
-    return unpacked(_least(cost, packed(kernel), packed(first_kernel(knobs))))
+    """The kernel, fitted to how scores vary over inputs."""
+    return fit_inputs([_sampled(scores, rows, seen) for rows, seen in scores.patterns()], kernel)
 
 
 def _with_means(scores: Scores, model: ScoreModel, spread_out: Indices) -> tuple[Kernel, Floats]:
-    """The kernel whose ``mu`` makes all measured means likeliest, as wide as it errs; and its errors."""
-    knobs = scores.levels.shape[1]
+    """The kernel, fitted to all measured means and as wide as it errs; and its errors."""
     measured = np.flatnonzero(scores.seen > 0)
-    levels = scores.levels[measured]
     adjusted, sigma = _without_features(scores, model)
     mean, _ = _level(scores, adjusted, replace(model.kernel, mean_variance=VAGUE_VAR), sigma)
     target = mean[measured] - mean[measured].mean()
     # What configs have in common, having seen the same inputs, moves their level and no difference.
     noise = model.kernel.own * np.diag(sigma)[measured] / scores.seen[measured]
-
-    def unpacked(packed: Floats) -> Kernel:
-        shares, logs = _bounded(packed, knobs)
-        return replace(model.kernel, mean_alike=shares, mean_variance=float(np.exp(logs[0])))
-
-    def covariance(kernel: Kernel) -> Floats:
-        return LEVEL_VAR + kernel.mu(levels) + np.diag(noise)
-
-    def cost(packed: Floats) -> float:
-        root = np.linalg.cholesky(covariance(unpacked(packed)))
-        return 0.5 * float((np.linalg.solve(root, target) ** 2).sum()) + float(np.log(np.diag(root)).sum())
-
-    def packed(found: Kernel) -> Floats:
-        return np.concatenate([_logit(found.mean_alike), [np.log(found.mean_variance)]])
-
-    found = unpacked(_least(cost, packed(model.kernel), packed(first_kernel(knobs))))
-    inverse = np.linalg.inv(covariance(found))
-    # Leave-one-out residuals in units of their own standard deviations (Rasmussen & Williams, equation 5.12).
-    errors = (inverse @ target) ** 2 / np.diag(inverse)
+    found, errors = fit_means(scores.levels[measured], target, noise, model.kernel)
     checked = errors[np.isin(measured, spread_out)]
     # A single config that nothing foretold is for ``reach``; it does not make all others doubtful.
     bounded = np.minimum(checked, SURPRISE)
     wider = max(1.0, float((CHECKED + bounded.sum()) / (CHECKED + len(checked))))
-    widened = replace(found, mean_variance=found.mean_variance * wider)
-    return widened, np.sort(np.sqrt(checked / wider))
-
-
-def _least(cost: Callable[[Floats], float], start: Floats, prior: Floats) -> Floats:
-    """Least cost, held near a prior while scores are few."""
-
-    def held(packed: Floats) -> float:
-        return cost(packed) + 0.5 * float(((packed - prior) ** 2).sum()) / PRIOR_SPREAD**2
-
-    return np.asarray(minimize(held, start, method="L-BFGS-B", options={"maxiter": FIT_STEPS}).x)
+    return replace(found, mean_variance=found.mean_variance * wider), np.sort(np.sqrt(checked / wider))
 
 
 def _sampled(scores: Scores, rows: slice, seen: Indices) -> tuple[Indices, Floats]:
     """A pattern's scores, of at most ``FIT_CONFIGS`` of its configs."""
     at = np.linspace(0, len(seen) - 1, min(FIT_CONFIGS, len(seen))).astype(np.intp)
     return scores.levels[seen[at]], scores.values[rows][:, seen[at]]
-
-
-def _unlikely(kernel: Kernel, levels: Indices, values: Floats) -> float:
-    """Negative log likelihood of scores around their means."""
-    root = np.linalg.cholesky(kernel.sigma(levels))
-    found = 0.5 * float((np.linalg.solve(root, (values - values.mean(axis=0)).T) ** 2).sum())
-    return found + (len(values) - 1) * float(np.log(np.diag(root)).sum())
-
-
-def _logit(shares: Floats) -> Floats:
-    return np.asarray(np.log(shares / (1 - shares)))
-
-
-def _bounded(packed: Floats, shares: int) -> tuple[Floats, Floats]:
-    """Shares in (0, 1) from the first coordinates, and the others, kept from extremes."""
-    held = np.clip(packed, -12.0, 12.0)
-    return 1 / (1 + np.exp(-held[:shares])), held[shares:]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from compass_coordinator.profiler.transfer import DEFAULT, Prior, choose_probes, completed, site_speed
+from compass_coordinator.profiler.latency.transfer import DEFAULT, Prior, choose_probes, completed, site_speed
 from compass_shared.device_profile import DeviceProfile
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compass_coordinator.profiler.slowdowns import Floats, Indices, Regression, Variants, normalised
-from compass_coordinator.profiler.tails import Spread, Stalls, fit_tails, spread_of, stalls
+from compass_coordinator.profiler.latency.slowdowns import Floats, Indices, Regression, Variants, normalised
+from compass_coordinator.profiler.latency.tails import Spread, Stalls, fit_tails, spread_of, stalls
 from compass_shared.profile import OperatorProfile
 
 _UNLIKELY = 2e-3

@@ -35,7 +35,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from compass_coordinator.profiler.drift import Drift, Seen, common_drift
+from compass_coordinator.profiler.latency.drift import Drift, Seen, common_drift
 from compass_shared.messages import ServedMessage
 from compass_shared.problem import Z95
 from compass_shared.profile import OperatorProfile, SiteProfile

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compass_coordinator.profiler.device_fit import Forecast, class_slowdown, fit_device, kinship_of
-from compass_coordinator.profiler.slowdowns import Variants, next_probe
+from compass_coordinator.profiler.latency.device_fit import Forecast, class_slowdown, fit_device, kinship_of
+from compass_coordinator.profiler.latency.slowdowns import Variants, next_probe
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.profile import OperatorProfile, SiteProfile

@@ -33,8 +33,8 @@ from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planning.result import FleetPlan, unknown_to
 from compass_coordinator.planning.searched import plan_count
-from compass_coordinator.profiler.completion import Prediction
-from compass_coordinator.profiler.transfer import PROBE_REPEATS, PROBE_SETUP_S
+from compass_coordinator.profiler.latency.completion import Prediction
+from compass_coordinator.profiler.latency.transfer import PROBE_REPEATS, PROBE_SETUP_S
 from compass_shared.evaluate import resulting_loads
 from compass_shared.pipeline import variant_key
 from compass_shared.plan import Plan
