@@ -37,7 +37,7 @@ from scipy.stats import t as student
 from compass_coordinator.profiler.selective.kernel import LEVEL_VAR, Kernel, fit_inputs, fit_means
 from compass_coordinator.profiler.selective.space import Floats, Indices
 
-PRIOR_INPUTS = 10.0
+PRIOR_INPUTS = 30.0
 """Inputs' worth of evidence that the kernel counts for in ``sigma``."""
 FEATURE_INPUTS = 30.0
 """Inputs after which features have half of the influence that the scores ask for."""
