@@ -161,6 +161,9 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             screen.say(f"stopped; what was measured is in {log}, --resume goes on from there")
             return EXIT_INTERRUPTED
+    if not profiler.finished:
+        screen.say("the budget is spent: looking at what is known")
+        profiler.assess()
     known = profiler.known()
     today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
     save_accuracy(out, accuracy_table(ready, profiler, known, today=today, seed=args.seed))
