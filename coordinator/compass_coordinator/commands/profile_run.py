@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import numpy as np
 
 from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, cache_root
 from compass_coordinator.commands.profile_screen import ProfileScreen
+from compass_coordinator.commands.profile_summary import summary_of, told
 from compass_coordinator.measurements import load_measurements, save_document
 from compass_coordinator.measuring.log import MeasurementLog, header_of, read_log
 from compass_coordinator.measuring.pool import MeasuringPool
 from compass_coordinator.profiler.files.profiled import accuracy_table, speeds_here
 from compass_coordinator.profiler.selective import (
     Decide,
-    Known,
     Options,
     Profiler,
     Space,
@@ -30,11 +29,10 @@ from compass_coordinator.profiler.selective import (
     of_targets,
     space_of,
 )
-from compass_coordinator.profiler.statistics.generalise import student_interval
 from compass_coordinator.what_if import problem_from
 from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import load_fleet
-from compass_shared.measured import Done, Ready
+from compass_shared.measured import Done
 from compass_shared.pipeline import Pipeline
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.profile_file import save_accuracy
@@ -169,8 +167,8 @@ def run(args: argparse.Namespace) -> int:
     save_accuracy(out, accuracy_table(ready, profiler, known, today=today, seed=args.seed))
     if args.speeds is not None:
         save_document(args.speeds, speeds_here(pipeline, ready, profiler, site="here", today=today))
-    summary = _summary(ready, profiler, known, out, log)
-    print(json.dumps(summary, indent=2) if args.json else _told(summary))
+    summary = summary_of(ready, profiler, known, out, log)
+    print(json.dumps(summary, indent=2) if args.json else told(summary))
     return 0
 
 
@@ -266,72 +264,6 @@ def _target(text: str) -> Target:
             f"{text!r}: accuracy within [0, 1] is needed, latency above 0 may be", field="--slo"
         )
     return Target(accuracy=found["accuracy"], latency_p95_s=found.get("latency", np.inf))
-
-
-def _summary(ready: Ready, profiler: Profiler, known: Known, out: Path, log: Path) -> dict[str, object]:
-    status = profiler.status
-    whole = np.flatnonzero(known.counts == len(ready.inputs))
-    best = int(whole[np.argmax(known.mean[whole])]) if len(whole) else int(np.argmax(known.mean))
-    scores = profiler.observations.numerators[:, best], profiler.observations.denominators[:, best]
-    measured = ~np.isnan(scores[0])
-    beyond = None
-    if measured.sum() > 1:
-        alpha = 1 - profiler.options.confidence
-        found = student_interval(scores[0][measured], scores[1][measured], alpha=alpha)
-        beyond = [round(found.low, 4), round(found.high, 4)]
-    return {
-        "pipeline": ready.pipeline,
-        "finished": profiler.finished,
-        "operator_seconds": round(status.spent_s, 1),
-        "configs": status.configs,
-        "measured": status.measured,
-        "on_all_inputs": len(whole),
-        "decided": status.decided,
-        "expected_wrong": round(status.wrong, 4),
-        "most_accurate": {
-            "config": profiler.space.keys[best],
-            "accuracy": round(float(known.mean[best]), 4),
-            "on_new_inputs": beyond,
-        },
-        "failures": _failures(profiler),
-        "out": str(out),
-        "log": str(log),
-    }
-
-
-def _failures(profiler: Profiler) -> Mapping[str, object]:
-    failures = profiler.observations.failures
-    return {
-        "configs": int((failures > 0).sum()),
-        "inputs_without_score": int(failures.sum()),
-        "first": next(iter(profiler.observations.problems.items()), None),
-    }
-
-
-def _told(summary: Mapping[str, object]) -> str:
-    best, failed = summary["most_accurate"], summary["failures"]
-    assert isinstance(best, Mapping)
-    assert isinstance(failed, Mapping)
-    lines = [
-        f"{summary['out']}: {summary['configs']} configs, {summary['measured']} measured, "
-        f"{summary['on_all_inputs']} of them on all inputs; {summary['operator_seconds']} operator-seconds",
-        f"expected share of queries decided wrongly: {summary['expected_wrong']:.2%}"
-        + ("" if summary["finished"] else " (the budget is spent; --resume goes on)"),
-        f"most accurate: {best['accuracy']:.4f}  {best['config']}",
-    ]
-    if best["on_new_inputs"] is not None:
-        low, high = best["on_new_inputs"]
-        lines.append(
-            f"  on new inputs like these {low:.3f} to {high:.3f}: how far this set of inputs carries"
-        )
-    if failed["configs"]:
-        key, problem = failed["first"]
-        lines.append(
-            f"without a score, counted as 0: {failed['inputs_without_score']} measurements "
-            f"of {failed['configs']} configs"
-        )
-        lines.append(f"  the first: {key}: {problem}")
-    return "\n".join(lines)
 
 
 def _positive(text: str) -> float:
