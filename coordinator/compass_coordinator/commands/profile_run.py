@@ -221,6 +221,8 @@ def _files(args: argparse.Namespace) -> tuple[Path, Path]:
     log: Path = args.log or out.with_suffix(".measured.jsonl")
     if out.exists() and not (args.overwrite or args.resume):
         raise ConfigError("is there already: name another --out, or give --overwrite or --resume", file=out)
+    if args.speeds is not None and args.speeds.exists() and not (args.overwrite or args.resume):
+        raise ConfigError("is there already: name another --speeds, or give --overwrite", file=args.speeds)
     if log.exists() and not (args.resume or args.overwrite):
         raise ConfigError(
             "an earlier run measured this far: go on with --resume, or start afresh with --overwrite",
