@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from compass_coordinator.profiler.selective import decisions as module
-from compass_coordinator.profiler.selective.decisions import REFUSED, TOLERANCE, Decisions, Stakes, stakes
+from compass_coordinator.profiler.selective.decisions import (
+    REFUSED,
+    SAMPLES,
+    TOLERANCE,
+    Decisions,
+    Stakes,
+    stakes,
+)
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.policy import (
     BLOCK,
@@ -85,7 +92,7 @@ def test_stakes_are_what_a_loop_over_draws_finds(seed: int) -> None:
     low, high = np.maximum(0, belief.mean - 0.15), np.minimum(1, belief.mean + 0.2)
     found = stakes(decisions, belief, low, high, _rng(9))
     chosen = _chosen(decisions, np.clip(belief.mean, low, high))
-    draws = module._draws(belief, _rng(9))
+    draws = module._draws(belief, _rng(9), SAMPLES)
     blame, total = np.zeros(7), decisions.weights.sum() * len(draws)
     for draw in draws:
         accuracy = np.clip(draw, low, high)
@@ -104,7 +111,7 @@ def test_stakes_are_what_a_loop_over_draws_finds(seed: int) -> None:
 
 def test_draws_are_of_the_belief_and_leave_what_is_known() -> None:
     belief = _belief(1)
-    draws = np.concatenate([module._draws(belief, _rng(seed)) for seed in range(200)])
+    draws = np.concatenate([module._draws(belief, _rng(seed), SAMPLES) for seed in range(200)])
     assert (draws[:, 0] == belief.mean[0]).all()
     assert draws.mean(axis=0) == pytest.approx(belief.mean, abs=1e-9), "in opposite pairs"
     assert np.cov(draws.T) == pytest.approx(belief.covariance, abs=0.1 * belief.covariance.max())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, cache_root
+from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, add_accuracy_z, cache_root
 from compass_coordinator.commands.profile_screen import ProfileScreen
 from compass_coordinator.commands.profile_summary import summary_of, told
 from compass_coordinator.measurements import load_measurements, save_document
@@ -75,21 +75,22 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="share of queries that may be decided wrongly (default: %(default)s)",
     )
+    add_accuracy_z(parser)
     much = parser.add_argument_group("how much")
     much.add_argument(
         "--budget",
         type=_positive,
         metavar="SECONDS",
-        help="operator-seconds in all; stop there at the latest",
+        help="operator-seconds in all; what is under way then is finished",
     )
     much.add_argument("--resume", action="store_true", help="go on with what an earlier run measured")
     much.add_argument("--workers", type=_count, metavar="N", help="processes (default: one a core)")
-    much.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    much.add_argument("--seed", type=_natural, default=0, help="of all draws (default: %(default)s)")
     for name, meaning in _SAVINGS.items():
         much.add_argument(f"--no-{name.replace('_', '-')}", dest=name, action="store_false", help=meaning)
     files = parser.add_argument_group("files")
     files.add_argument("--out", type=Path, metavar="FILE", help="accuracy table (default: the bundle's own)")
-    files.add_argument("--overwrite", action="store_true", help="replace a table that is there")
+    files.add_argument("--overwrite", action="store_true", help="start afresh: replace table and log")
     files.add_argument(
         "--speeds", type=Path, metavar="FILE", help="also write operator times of this machine"
     )
@@ -128,7 +129,9 @@ def run(args: argparse.Namespace) -> int:
     split = _split(pipeline, args)
     out, log = _files(args)
     decide = _decide(args, pipeline, space_of(pipeline))
-    options = Options(delta=args.delta, **{name: getattr(args, name) for name in _SAVINGS})
+    options = Options(
+        delta=args.delta, accuracy_z=args.accuracy_z, **{name: getattr(args, name) for name in _SAVINGS}
+    )
     cache = cache_root(args.cache)
     results = args.results or cache.parent / "results"
     with ExitStack() as stack:
@@ -221,6 +224,11 @@ def _files(args: argparse.Namespace) -> tuple[Path, Path]:
     log: Path = args.log or out.with_suffix(".measured.jsonl")
     if out.exists() and not (args.overwrite or args.resume):
         raise ConfigError("is there already: name another --out, or give --overwrite or --resume", file=out)
+    if out.exists() and not log.exists() and not args.overwrite:
+        raise ConfigError(
+            f"is there already, and no {log} to resume from; --overwrite replaces it",
+            file=out,
+        )
     if args.speeds is not None and args.speeds.exists() and not (args.overwrite or args.resume):
         raise ConfigError("is there already: name another --speeds, or give --overwrite", file=args.speeds)
     if log.exists() and not (args.resume or args.overwrite):
@@ -228,6 +236,9 @@ def _files(args: argparse.Namespace) -> tuple[Path, Path]:
             "an earlier run measured this far: go on with --resume, or start afresh with --overwrite",
             file=log,
         )
+    for file in (out, log, args.speeds):
+        if file is not None and file.parent.exists() and not os.access(file.parent, os.W_OK):
+            raise ConfigError("its folder cannot be written", file=file)
     return out, log
 
 
@@ -252,6 +263,8 @@ def _target(text: str) -> Target:
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
+        if name.strip() in found:
+            raise ConfigError(f"{text!r} names {name.strip()!r} twice", field="--slo")
         try:
             found[name.strip()] = float(value)
         except ValueError:
@@ -269,24 +282,36 @@ def _target(text: str) -> Target:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
 
 
 __all__ = ["add_run_options", "run"]

@@ -19,7 +19,7 @@ class ProfileScreen:
     """Progress of a profiling run, on stderr.
 
     Args:
-        quiet: Show nothing but what is said.
+        quiet: Show no progress, only what is said.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -51,12 +51,13 @@ class ProfileScreen:
         """One line."""
         if self._live:
             self._progress.console.print(f"compass: {text}", highlight=False)
-        elif not self._quiet:
+        else:
             print(f"compass: {text}", file=sys.stderr, flush=True)
 
     def show(self, status: Status) -> None:
         """How far it is."""
-        spent = f"{status.spent_s:.1f} operator-s, wrong {status.wrong:.1%}"
+        wrong = "" if status.wrong is None else f", wrong {status.wrong:.1%}"
+        spent = f"{status.spent_s:.1f} operator-s{wrong}"
         if self._live:
             self._progress.update(
                 self._task,

@@ -42,7 +42,7 @@ def accuracy_table(ready: Ready, profiler: Profiler, known: Known, *, today: str
             "operator_seconds": round(profiler.runs.spent_s, 1),
             "configs_measured": int((known.counts > 0).sum()),
             "configs_on_all_inputs": int((known.counts == len(ready.inputs)).sum()),
-            "expected_wrong": round(profiler.status.wrong, 4),
+            "expected_wrong": _expected(profiler),
             "savings": _savings(profiler.options),
             "seed": seed,
             "failures": int(profiler.observations.failures.sum()),
@@ -93,6 +93,11 @@ def speeds_here(
         ),
     )
     return MeasurementsDocument(schema=SCHEMA, kind="measurements", sites=(SiteWork.of(profile),))
+
+
+def _expected(profiler: Profiler) -> float | None:
+    """Share of queries whose choice may be wrong; None if the run never looked."""
+    return None if profiler.status.wrong is None else round(profiler.status.wrong, 4)
 
 
 def _accuracy(known: Known, at: int) -> Accuracy:

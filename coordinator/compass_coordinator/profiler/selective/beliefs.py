@@ -92,9 +92,10 @@ class Beliefs:
         return self._model.reach(self._options.confidence)
 
     def expect(self, actions: Sequence[Action], belief: Belief) -> None:
-        """Note what is believed of configs that are about to be measured."""
+        """Note what the model, uncorrected, believes of configs that are about to be measured."""
+        own = belief.spread / self.calibration
         self._expected = {
-            action.config: (float(belief.mean[action.config]), float(belief.spread[action.config]))
+            action.config: (float(belief.mean[action.config]), float(own[action.config]))
             for action in actions
         }
 

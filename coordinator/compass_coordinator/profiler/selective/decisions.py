@@ -20,6 +20,9 @@ from compass_coordinator.profiler.selective.space import Floats, Indices
 TOLERANCE = 0.01
 """A plan that costs at most so much more than the best one is as good."""
 SAMPLES = 64
+MOST_SAMPLES = 4096
+RESOLVED = 20
+"""Draws of single queries that the smallest share of interest is made of."""
 CHUNK = 32
 REFUSED = -1
 
@@ -61,7 +64,13 @@ class Stakes:
 
 
 def stakes(
-    decisions: Decisions, belief: Belief, low: Floats, high: Floats, rng: np.random.Generator
+    decisions: Decisions,
+    belief: Belief,
+    low: Floats,
+    high: Floats,
+    rng: np.random.Generator,
+    *,
+    draws: int = SAMPLES,
 ) -> Stakes:
     """Draw accuracies from what is believed and see whose choice was wrong.
 
@@ -73,14 +82,15 @@ def stakes(
         belief: Of the accuracies.
         low: (configs,) what they are certainly not below.
         high: (configs,) nor above.
-        rng: Draws ``SAMPLES`` of them, in opposite pairs.
+        rng: Draws them, in opposite pairs.
+        draws: How many, an even number; see ``draws_for``.
     """
     table = _Sorted.of(decisions)
     chosen = table.chosen(np.clip(belief.mean, low, high))
     paid = table.paid(chosen)
-    share = decisions.weights / decisions.weights.sum() / SAMPLES
+    share = decisions.weights / decisions.weights.sum() / draws
     blame, wrong = np.zeros(len(belief.mean)), 0.0
-    for accuracy in _draws(belief, rng):
+    for accuracy in _draws(belief, rng, draws):
         possible = np.clip(accuracy, low, high)
         best = table.chosen(possible)
         short = (chosen >= 0) & (possible[chosen] < decisions.needed)
@@ -91,14 +101,20 @@ def stakes(
     return Stakes(wrong=wrong, blame=blame, chosen=chosen)
 
 
-def _draws(belief: Belief, rng: np.random.Generator) -> Floats:
-    """(SAMPLES, configs) accuracies."""
+def draws_for(decisions: Decisions, delta: float) -> int:
+    """Draws that tell a share of ``delta`` from none: the more, the fewer queries there are."""
+    wanted = RESOLVED / (delta * max(1, len(decisions)))
+    return 2 * int(np.clip(np.ceil(wanted / 2), SAMPLES // 2, MOST_SAMPLES // 2))
+
+
+def _draws(belief: Belief, rng: np.random.Generator, draws: int) -> Floats:
+    """(draws, configs) accuracies."""
     open_ = np.flatnonzero(belief.spread > 0)
     covariance = belief.covariance[np.ix_(open_, open_)]
     covariance[np.diag_indices(len(open_))] *= 1 + 1e-6
     root = _root(covariance)
-    half = rng.standard_normal((SAMPLES // 2, len(open_))) @ root.T
-    drawn = np.tile(belief.mean, (SAMPLES, 1))
+    half = rng.standard_normal((draws // 2, len(open_))) @ root.T
+    drawn = np.tile(belief.mean, (draws, 1))
     drawn[:, open_] += np.concatenate([half, -half])
     return drawn
 

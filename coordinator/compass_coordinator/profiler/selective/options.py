@@ -21,6 +21,8 @@ class Options:
     """Share of queries that may still be decided wrongly."""
     confidence: float = 0.95
     """Of the intervals reported."""
+    accuracy_z: float = 0.0
+    """Standard errors that planners take off an accuracy before they compare it with an SLO."""
     pilot_configs: int = 36
     """Configs to begin with, spread over all knobs."""
     pilot_inputs: int = 12

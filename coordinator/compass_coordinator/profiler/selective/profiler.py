@@ -7,12 +7,12 @@ benchmark's replay drive it alike: ``ask`` for jobs, ``tell`` what they gave, un
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compass_coordinator.profiler.selective.beliefs import Beliefs
-from compass_coordinator.profiler.selective.decisions import Decide, Decisions, Stakes, stakes
+from compass_coordinator.profiler.selective.decisions import Decide, Decisions, Stakes, draws_for, stakes
 from compass_coordinator.profiler.selective.input_order import InputOrder
 from compass_coordinator.profiler.selective.observations import Observations
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
@@ -48,8 +48,8 @@ class Status:
     configs: int
     measured: int
     """Configs measured on at least one input."""
-    wrong: float
-    """Expected share of queries whose choice could still be wrong."""
+    wrong: float | None
+    """Expected share of queries whose choice could still be wrong; None before the first look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -165,7 +165,7 @@ class Profiler:
             decided=int((blame < DECIDED).sum()),
             configs=len(self.space),
             measured=int((self.observations.counts() > 0).sum()),
-            wrong=self._found.wrong if self._found is not None else 1.0,
+            wrong=self._found.wrong if self._found is not None else None,
         )
 
     @property
@@ -190,12 +190,11 @@ class Profiler:
             counts=self.observations.counts(),
         )
 
-    def assess(self) -> float:
-        """Look anew at the expected share of wrong choices, as a run that was stopped has not; returns it."""
+    def assess(self) -> None:
+        """Look anew at what is at stake, as a run that was stopped has not."""
         scores = self._order.scores(self.observations)
         self._decisions = self._decide(self.times)
-        self._look(scores, self._decisions)
-        return self.status.wrong
+        self._look(scores, self._beliefs.belief(scores, self._broken()), self._decisions)
 
     # --- what follows -----------------------------------------------------------------------------
 
@@ -207,18 +206,24 @@ class Profiler:
             self._decisions = self._decide(self.times)
             self._beliefs.refit(scores, self._broken())
             self._fitted_s = self.runs.spent_s
-        belief, found = self._look(scores, self._decisions)
+        belief = self._beliefs.belief(scores, self._broken())
+        planned, found = self._look(scores, belief, self._decisions)
         if found.wrong < self.options.delta:
             return ()
-        actions = self._worthiest(self._decisions, belief, found, scores.seen)
+        actions = self._worthiest(self._decisions, planned, found, scores.seen)
         self._beliefs.expect(actions, belief)
         return actions
 
-    def _look(self, scores: Scores, decisions: Decisions) -> tuple[Belief, Stakes]:
-        """What is believed, and what is at stake."""
-        belief, certain = self._beliefs.belief(scores, self._broken()), self._certain(scores)
-        self._found = stakes(decisions, belief, certain.low, certain.high, self._rng)
-        return belief, self._found
+    def _look(self, scores: Scores, belief: Belief, decisions: Decisions) -> tuple[Belief, Stakes]:
+        """What planners would believe, and what is at stake."""
+        certain = self._certain(scores)
+        # Planners compare an accuracy less its standard error on new inputs, however well the set is known.
+        margin = self.options.accuracy_z * np.sqrt(belief.input_var / len(scores.values))
+        planned = replace(belief, mean=belief.mean - margin)
+        draws = draws_for(decisions, self.options.delta)
+        low, high = certain.low - margin, certain.high - margin
+        self._found = stakes(decisions, planned, low, high, self._rng, draws=draws)
+        return planned, self._found
 
     def _worthiest(
         self, decisions: Decisions, belief: Belief, found: Stakes, seen: Indices
