@@ -15,6 +15,8 @@ from compass_coordinator.profiler.selective.space import Floats, Indices
 
 LEVELS = np.array([[0, 0], [0, 1], [0, 2], [1, 0], [1, 2]])
 GRID = np.stack(np.unravel_index(np.arange(24), (4, 3, 2)), axis=1).astype(np.intp)
+ALIKE = np.zeros(120, dtype=np.intp)
+"""One stratum."""
 KERNEL = Kernel(
     alike=np.array([0.9, 0.6, 0.8]),
     own=0.1,
@@ -34,7 +36,7 @@ def _small(seed: int, seen: tuple[int, ...], *, features: int) -> tuple[Scores, 
     root = 0.1 * rng.standard_normal((features + 5, features + 5))
     sigma = root @ root.T + 0.02 * np.eye(features + 5)
     kernel = replace(first_kernel(2), mean_alike=np.array([0.6, 0.8]))
-    scores = Scores(values=values, seen=np.array(seen), features=marks, levels=LEVELS)
+    scores = Scores(values=values, seen=np.array(seen), features=marks, labels=ALIKE[:6], levels=LEVELS)
     return scores, ScoreModel(kernel=kernel, sigma=sigma, errors=np.zeros(0), freedom=1.0)
 
 
@@ -109,7 +111,9 @@ def _drawn(rng: np.random.Generator, inputs: int, seen: Indices) -> tuple[Scores
     mu = 0.5 + rng.multivariate_normal(np.zeros(len(GRID)), KERNEL.mu(GRID))
     full = rng.multivariate_normal(mu, KERNEL.sigma(GRID), size=inputs)
     values = np.where(np.arange(inputs)[:, np.newaxis] < seen, full, np.nan)
-    return Scores(values=values, seen=seen, features=np.zeros((inputs, 0)), levels=GRID), full.mean(axis=0)
+    blind = np.zeros((inputs, 0))
+    scores = Scores(values=values, seen=seen, features=blind, labels=ALIKE[:inputs], levels=GRID)
+    return scores, full.mean(axis=0)
 
 
 def test_intervals_of_what_was_not_measured_cover_as_often_as_they_say() -> None:
@@ -171,7 +175,7 @@ def test_features_that_tell_scores_apart_help_with_inputs_nobody_looked_at() -> 
     values = 0.5 + 0.2 * mark[:, np.newaxis] + 0.02 * rng.standard_normal((120, 24))
     seen = np.full(24, 60)
     part = np.where(np.arange(120)[:, np.newaxis] < 60, values, np.nan)
-    known = Scores(values=part, seen=seen, features=mark[:, np.newaxis], levels=GRID)
+    known = Scores(values=part, seen=seen, features=mark[:, np.newaxis], labels=ALIKE[:120], levels=GRID)
     blind = replace(known, features=np.zeros((120, 0)))
     with_, without = (believe(one, fit(one, first_kernel(3), np.arange(24))) for one in (known, blind))
     truth = values.mean(axis=0)
@@ -197,7 +201,7 @@ def test_scores_that_never_differ(score: float) -> None:
     values = np.full((5, 24), np.nan)
     values[:3, :8] = score
     seen = np.array([3] * 8 + [0] * 16)
-    scores = Scores(values=values, seen=seen, features=np.zeros((5, 0)), levels=GRID)
+    scores = Scores(values=values, seen=seen, features=np.zeros((5, 0)), labels=ALIKE[:5], levels=GRID)
     found = believe(scores, fit(scores, first_kernel(3), np.arange(8)))
     assert found.mean[:8] == pytest.approx(score, abs=0.02)
     assert (found.spread[8:] > 0).all()
@@ -209,6 +213,7 @@ def test_one_config_without_knobs() -> None:
         values=np.array([[0.2], [0.6], [np.nan]]),
         seen=np.array([2]),
         features=np.zeros((3, 0)),
+        labels=ALIKE[:3],
         levels=np.zeros((1, 0), dtype=np.intp),
     )
     found: Belief = believe(scores, fit(scores, first_kernel(0), np.array([0])))

@@ -26,7 +26,8 @@ SEEN = np.array([INPUTS, 40, 20, 10])
 
 def _seen(table: Floats, order: Indices, seen: Indices) -> Scores:
     values = np.where(np.arange(INPUTS)[:, np.newaxis] < seen, table[order], np.nan)
-    return Scores(values=values, seen=seen, features=np.zeros((INPUTS, 0)), levels=LEVELS)
+    features = np.zeros((INPUTS, 0))
+    return Scores(values=values, seen=seen, features=features, labels=LABELS[order], levels=LEVELS)
 
 
 ANYTHING = Intervals(low=np.zeros(4), high=np.ones(4))
@@ -91,12 +92,15 @@ def test_alone_a_config_is_its_own_sample() -> None:
     order = np.random.default_rng(2).permutation(INPUTS)
     scores = _seen(TABLE, order, np.array([INPUTS, 30, 1, 0]))
     found = believe_alone(scores)
-    assert found.mean[:3] == pytest.approx(np.nanmean(scores.values[:, :3], axis=0))
+    assert found.mean[0] == pytest.approx(scores.values[:, 0].mean())
+    strata = [scores.values[:30, 1][scores.labels[:30] == stratum].mean() for stratum in range(3)]
+    assert found.mean[1] == pytest.approx(np.average(strata, weights=STRATA.sizes))
+    assert found.mean[2] == scores.values[0, 2], "of one stratum nothing is known of the others"
     assert found.mean[3] == 0.5
     assert found.spread[0] == 0.0
     assert found.spread[3] == pytest.approx(np.sqrt(UNKNOWN_VAR))
     own = np.nanstd(scores.values[:, 1], ddof=1)
-    assert found.spread[1] == pytest.approx(own * np.sqrt(0.5 / 30), rel=0.1)
+    assert 0.5 * own * np.sqrt(0.5 / 30) < found.spread[1] < own * np.sqrt(0.5 / 30)
     assert 0 < found.spread[2] <= found.spread[3]
     assert not (found.covariance - np.diag(np.diag(found.covariance))).any(), "nothing about others"
 
@@ -105,6 +109,31 @@ def test_alone_before_anything_was_measured() -> None:
     found = believe_alone(_seen(TABLE, np.arange(INPUTS), np.zeros(4, dtype=np.intp)))
     assert found.mean.tolist() == [0.5] * 4
     assert found.spread == pytest.approx(np.sqrt(UNKNOWN_VAR))
+
+
+@pytest.mark.parametrize("spreads", [None, [0.2, 0.2, 0.4]])
+def test_alone_estimates_are_unbiased_and_cover(spreads: list[float] | None) -> None:
+    """In orders that are balanced over strata, evenly or not."""
+    rng = np.random.default_rng(6)
+    truth, seen = TABLE.mean(axis=0), np.array([12, 20, 30, 40])
+    means, errors, plain = (np.empty((400, 4)) for _ in range(3))
+    for run in range(400):
+        scores = _seen(TABLE, ordered(STRATA, rng, spreads=spreads), seen)
+        found = believe_alone(scores)
+        means[run], errors[run], plain[run] = found.mean, found.spread, np.nanmean(scores.values, axis=0)
+    standard, noticed = means.std(axis=0), means.std(axis=0) / 5
+    assert (np.abs(means.mean(axis=0) - truth) < noticed).all()
+    assert spreads is None or (np.abs(plain.mean(axis=0) - truth) > noticed).all(), "plain means are not"
+    # With few samples the common variance counts, which is a wide one.
+    assert np.sqrt((errors**2).mean(axis=0))[1:] == pytest.approx(standard[1:], rel=0.2)
+    assert 0.93 < (np.abs(means - truth) <= 1.96 * errors).mean() < 0.98
+
+
+def test_alone_one_sample_of_each_stratum_is_no_certainty() -> None:
+    order = np.concatenate([np.flatnonzero(one == LABELS)[:1] for one in range(3)])
+    order = np.concatenate([order, np.setdiff1d(np.arange(INPUTS), order)])
+    scores = _seen(TABLE, order, np.array([3, 3, 3, 40]))
+    assert (believe_alone(scores).spread[:3] > 0.02).all()
 
 
 def test_alone_intervals_cover() -> None:

@@ -54,8 +54,13 @@ class InputOrder:
         seen = observations.seen(self.places)
         values = observations.values()[self.places]
         values[np.arange(len(values))[:, np.newaxis] >= seen] = np.nan
-        levels = observations.space.levels
-        return Scores(values=values, seen=seen, features=_indicators(self.labels), levels=levels)
+        return Scores(
+            values=values,
+            seen=seen,
+            features=_indicators(self.labels),
+            labels=self.labels,
+            levels=observations.space.levels,
+        )
 
 
 def _strata(inputs: Sequence[InputInfo], options: Options, rng: np.random.Generator) -> Strata:

@@ -64,6 +64,8 @@ class Scores:
     """(configs,) inputs that each was measured on."""
     features: Floats
     """(inputs, features) known for every input, each of mean 0 and variance 1; there may be none."""
+    labels: Indices
+    """(inputs,) stratum of each."""
     levels: Indices
     """(configs, knobs)."""
 
