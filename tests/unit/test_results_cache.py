@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +78,17 @@ def test_what_would_take_much_of_the_folder_is_not_kept_there(tmp_path: Path) ->
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-1], lambda old: b"?" + old[1:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda old: b"",
+        lambda old: old[:40],
+        lambda old: old[:-1],
+        lambda old: b"?" + old[1:],
+        lambda old: old[:16] + struct.pack("<dd", math.nan, 1.0) + old[32:],
+        lambda old: old[:16] + struct.pack("<dd", 1.0, 2.0) + old[32:],
+    ],
+)
 def test_a_damaged_entry_is_no_entry(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     key = keys(1)[0]
     on_disk(tmp_path).put(key, result_of(KB))
@@ -85,6 +98,12 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path, damage: Callable[[bytes], b
     assert not files(tmp_path), "and makes room for a good one"
     on_disk(tmp_path).put(key, result_of(KB))
     assert on_disk(tmp_path).get(key) == result_of(KB)
+
+
+def test_times_that_are_none_are_not_recalled(tmp_path: Path) -> None:
+    key = keys(1)[0]
+    on_disk(tmp_path).put(key, replace(result_of(KB), wall_s=math.inf))
+    assert on_disk(tmp_path).get(key) is None
 
 
 def test_a_full_disk_is_said_once_and_memory_goes_on(tmp_path: Path) -> None:

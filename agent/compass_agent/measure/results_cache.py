@@ -5,14 +5,15 @@ and disk each have a limit in bytes and let go of what was not used for longest.
 need: an entry that cannot be read is not there, and after a write that failed (a full disk) results are kept
 in memory alone, which is said once. Results that are failures stay in memory: the next process tries again.
 
-An entry on disk is the digest of its payload, the time that it took, then the payload. Several processes may
-share the folder.
+An entry on disk is the digest of its payload, the time that it took, a digest of these two, then the payload.
+Several processes may share the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import struct
 from collections import OrderedDict
@@ -27,7 +28,9 @@ from compass_shared.values import Value
 _DIGEST_BYTES = 16
 _TIMES = struct.Struct("<dd")
 """CPU and wall seconds."""
-_HEAD_BYTES = _DIGEST_BYTES + _TIMES.size
+_SEALED_BYTES = _DIGEST_BYTES + _TIMES.size
+"""The digest of the payload and the times; their own digest follows."""
+_HEAD_BYTES = _SEALED_BYTES + _DIGEST_BYTES
 _ENTRY_BYTES = 500
 """What keeping a result in memory takes beside its payload."""
 _LOOKS = 32
@@ -161,17 +164,13 @@ class _Disk:
             content = path.read_bytes()
         except OSError:
             return None
-        digest, payload = content[:_DIGEST_BYTES], content[_HEAD_BYTES:]
-        whole = len(content) >= _HEAD_BYTES and digest == digest_of(payload)
+        found = _decoded(content)
         with contextlib.suppress(OSError):
-            if not whole:
+            if found is None:
                 path.unlink()
-                return None
-            os.utime(path)  # used just now, so that it is not the next to go
-        if not whole:
-            return None
-        cpu_s, wall_s = _TIMES.unpack_from(content, _DIGEST_BYTES)
-        return Result(payload=payload, digest=digest, cpu_s=cpu_s, wall_s=wall_s, recalled=True)
+            else:
+                os.utime(path)  # used just now, so that it is not the next to go
+        return found
 
     def put(self, key: str, result: Result) -> None:
         size = _HEAD_BYTES + len(result.payload)
@@ -179,8 +178,7 @@ class _Disk:
             return
         try:
             self._make_room(size)
-            times = _TIMES.pack(result.cpu_s, result.wall_s)
-            self._write(self._path(key), result.digest + times + result.payload)
+            self._write(self._path(key), _encoded(result))
         except OSError as error:
             self._writing = False
             self.notices.append(f"{self._folder}: results are kept in memory alone from now on: {error}")
@@ -194,6 +192,23 @@ class _Disk:
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / key
+
+
+def _encoded(result: Result) -> bytes:
+    sealed = result.digest + _TIMES.pack(result.cpu_s, result.wall_s)
+    return sealed + digest_of(sealed) + result.payload
+
+
+def _decoded(content: bytes) -> Result | None:
+    """The result of an entry; None where any of it is damaged, or the times are none."""
+    sealed, payload = content[:_SEALED_BYTES], content[_HEAD_BYTES:]
+    if content[_SEALED_BYTES:_HEAD_BYTES] != digest_of(sealed):
+        return None
+    cpu_s, wall_s = _TIMES.unpack_from(sealed, _DIGEST_BYTES)
+    digest = digest_of(payload)
+    if sealed[:_DIGEST_BYTES] != digest or not (math.isfinite(cpu_s) and math.isfinite(wall_s)):
+        return None
+    return Result(payload=payload, digest=digest, cpu_s=cpu_s, wall_s=wall_s, recalled=True)
 
 
 def _trimmed(folder: Path, limit: int, coming: int) -> int:
