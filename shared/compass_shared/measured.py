@@ -19,6 +19,9 @@ from compass_shared.errors import MessageError
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """Longest message."""
+PROCESS_ENDED = "the measuring process ended"
+"""How the problem of a config starts whose process ended twice, by itself or from outside (memory was short).
+It says less of the config than of that run, so that a later run tries again."""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):

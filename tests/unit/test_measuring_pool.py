@@ -11,7 +11,7 @@ import pytest
 
 from compass_coordinator.measuring.job_queue import JobQueue
 from compass_coordinator.measuring.pool import MeasuringPool
-from compass_shared.errors import BackendError, ConfigError, ProfileError
+from compass_shared.errors import BackendError, ConfigError, MessageError, ProfileError
 from compass_shared.measured import Done, InputInfo, Job, OperatorRun, Ready, Score
 
 READY = Ready(
@@ -46,6 +46,8 @@ class Played:
             raise BackendError("it was terminated")
         if "crashes" in job.configs or ("fails first" in job.configs and len(self._measured) == 1):
             raise BackendError("exit code 9")
+        if "babbles" in job.configs:
+            raise MessageError("not a Done")
         run = OperatorRun(variant=job.configs[0], cpu_s=1.0, wall_s=1.0, output_bytes=1)
         scores: dict[str, Score | None] = dict.fromkeys(job.configs, ONE)
         return Done(id=job.id, input=job.input, scores=scores, runs=(run,), reused=1)
@@ -171,6 +173,15 @@ def test_a_fresh_process_that_cannot_be_started_ends_it(open_pool: Open) -> None
     pool.start()
     pool.submit(job(0, "crashes"))
     with pytest.raises(BackendError, match="no memory"):
+        pool.next_done()
+
+
+def test_an_answer_that_is_none_ends_it(open_pool: Open) -> None:
+    """It is no fault of the configs, so that none of them may go without a score for it."""
+    pool = open_pool(Stage())
+    pool.start()
+    pool.submit(job(0, "a", "babbles"))
+    with pytest.raises(MessageError, match="not a Done"):
         pool.next_done()
 
 

@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Sequence
 
 from compass_shared.errors import BackendError, ConfigError, MessageError
-from compass_shared.measured import MAX_LINE_BYTES, Done, Job, Ready, decode_line, encode_line
+from compass_shared.measured import MAX_LINE_BYTES, PROCESS_ENDED, Done, Job, Ready, decode_line, encode_line
 
 _END_TIMEOUT_S = 5.0
+_LAST_WORDS_S = 1.0
+"""How long one that closed its pipe may take to say why, and to end by itself."""
 _TAIL_BYTES = 2000
 _LAST_CHARACTERS = 300
 _USAGE = 2
@@ -47,34 +49,38 @@ class MeasuringChild:
 
         Raises:
             ConfigError: It refused the bundle.
-            BackendError: It ended, or said something else.
+            BackendError: It ended.
+            MessageError: It said something else.
         """
         try:
-            return decode_line(self._line(), Ready)
-        except MessageError as error:
-            code = self.end()
-            text = self._said.removeprefix("compass-agent: ") or str(error)
+            line = self._line()
+        except _EndedError as error:
+            code = self.end(_LAST_WORDS_S)
+            text = self._said.removeprefix("compass-agent: ") or "it said nothing"
             if code == _USAGE:
                 raise ConfigError(text) from error
-            raise BackendError(f"the measuring process ended with exit code {code}: {text}") from error
+            raise BackendError(f"{PROCESS_ENDED} with exit code {code}: {text}") from error
+        return decode_line(line, Ready)
 
     def measure(self, job: Job) -> Done:
         """Have one job done.
 
         Raises:
-            BackendError: It ended in the middle, or said something else; it is of no use any more.
+            BackendError: It ended in the middle; it is of no use any more.
+            MessageError: It said something else: no fault of the configs.
         """
+        question = encode_line(job)
         try:
-            self._send(encode_line(job))
-            done = decode_line(self._line(), Done)
-        except (OSError, MessageError, ValueError) as error:  # ValueError: it was ended meanwhile
-            code = self.end()
+            self._send(question)
+            line = self._line()
+        except _EndedError as error:
+            code = self.end(_LAST_WORDS_S)
             last = self._said.rpartition("\n")[2][-_LAST_CHARACTERS:]
             said = f"; it said last: {last}" if last else ""
-            raise BackendError(f"the measuring process ended with exit code {code}{said}") from error
+            raise BackendError(f"{PROCESS_ENDED} with exit code {code}{said}") from error
+        done = decode_line(line, Done)
         if done.id != job.id:
-            self.end()
-            raise BackendError(f"the measuring process answered job {done.id}, not {job.id}")
+            raise MessageError(f"the measuring process answered job {done.id}, not {job.id}")
         return done
 
     def terminate(self) -> None:
@@ -82,8 +88,14 @@ class MeasuringChild:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
-    def end(self) -> int:
-        """End it, wait until it did, and return its exit code."""
+    def end(self, patience_s: float = 0.0) -> int:
+        """End it, wait until it did, and return its exit code.
+
+        Args:
+            patience_s: How long it may take to end by itself, in seconds.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s)
         self.terminate()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
@@ -99,12 +111,22 @@ class MeasuringChild:
 
     def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None, "it is a pipe"
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except (OSError, ValueError) as error:  # ValueError: it was ended meanwhile
+            raise _EndedError from error
 
     def _line(self) -> bytes:
+        """A line of it: whole, or longer than any may be."""
         assert self._process.stdout is not None, "it is a pipe"
-        return self._process.stdout.readline(MAX_LINE_BYTES + 1)
+        try:
+            line = self._process.stdout.readline(MAX_LINE_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise _EndedError from error
+        if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
+            raise _EndedError
+        return line
 
     def _close_log(self) -> None:
         if not self._log.closed:
@@ -112,3 +134,7 @@ class MeasuringChild:
             self._log.seek(max(0, size - _TAIL_BYTES))
             self._said = self._log.read().decode(errors="replace").strip()
             self._log.close()
+
+
+class _EndedError(Exception):
+    """It takes no more questions, or gave no whole answer."""

@@ -30,7 +30,7 @@ class Child(Protocol):
         """Wait until it can be asked."""
 
     def measure(self, job: Job) -> Done:
-        """Have one job done; raises BackendError if the process ended over it."""
+        """Have one job done; raises BackendError if the process ended over it, all else ends the run."""
 
     def terminate(self) -> None:
         """Have it end soon; any thread may call this."""
@@ -131,7 +131,8 @@ class MeasuringPool:
         """The next job that is done; None if there is none outstanding, or none in time.
 
         Raises:
-            CompassError: A fresh process could not be started, or the bundle changed meanwhile.
+            CompassError: A fresh process could not be started, the bundle changed meanwhile, or an answer is
+                none.
         """
         if not self._outstanding:
             return None
