@@ -8,22 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from compass_coordinator.profiler.selective import Known, Profiler
-from compass_coordinator.profiler.statistics.generalise import student_interval
+from compass_coordinator.profiler.statistics.generalise import betting_interval, student_interval
 from compass_shared.measured import Ready
+
+FEWEST = 8
+"""Inputs below which an interval would say nothing of new ones."""
 
 
 def summary_of(ready: Ready, profiler: Profiler, known: Known, out: Path, log: Path) -> dict[str, object]:
     """The summary as JSON has it."""
     status = profiler.status
     whole = np.flatnonzero(known.counts == len(ready.inputs))
-    best = int(whole[np.argmax(known.mean[whole])]) if len(whole) else int(np.argmax(known.mean))
-    scores = profiler.observations.numerators[:, best], profiler.observations.denominators[:, best]
-    measured = ~np.isnan(scores[0])
-    beyond = None
-    if measured.sum() > 1:
-        alpha = 1 - profiler.options.confidence
-        found = student_interval(scores[0][measured], scores[1][measured], alpha=alpha)
-        beyond = [round(found.low, 4), round(found.high, 4)]
+    # Of equals the one that is known best.
+    best = int(np.lexsort((known.counts, known.mean))[-1])
     return {
         "pipeline": ready.pipeline,
         "finished": profiler.finished,
@@ -32,16 +29,47 @@ def summary_of(ready: Ready, profiler: Profiler, known: Known, out: Path, log: P
         "measured": status.measured,
         "on_all_inputs": len(whole),
         "decided": status.decided,
-        "expected_wrong": round(status.wrong, 4),
+        "expected_wrong": None if status.wrong is None else round(status.wrong, 4),
         "most_accurate": {
             "config": profiler.space.keys[best],
             "accuracy": round(float(known.mean[best]), 4),
-            "on_new_inputs": beyond,
+            "on_inputs": int(known.counts[best]),
+            "of_inputs": len(ready.inputs),
+            "on_new_inputs": _beyond(profiler, best, ready.kind),
         },
         "failures": _failures(profiler),
         "out": str(out),
         "log": str(log),
     }
+
+
+def _share(found: object) -> str:
+    return f"{found:.2%}" if isinstance(found, float) else "not known"
+
+
+def _beyond(profiler: Profiler, config: int, kind: str) -> list[float] | None:
+    """Where the accuracy on new inputs is, from those measured; None where they say nothing of others."""
+    above, below = profiler.observations.numerators[:, config], profiler.observations.denominators[:, config]
+    measured = np.flatnonzero(~np.isnan(above))
+    if len(measured) < FEWEST:
+        return None
+    alpha = 1 - profiler.options.confidence
+    if kind == "mean":
+        # Bets presume a random order, and input sets are often sorted.
+        shuffled = np.random.default_rng(0).permutation(measured)
+        found = betting_interval(np.clip(above[shuffled], 0.0, 1.0), alpha=alpha)
+    else:
+        found = student_interval(above[measured], below[measured], alpha=alpha)
+    ends = [round(found.low, 4), round(found.high, 4)]
+    # Of inputs that all have the same ratio Student's interval is a point.
+    return ends if ends[0] < ends[1] else None
+
+
+def _basis(best: Mapping[str, object]) -> str:
+    """What an accuracy rests on, if not on all inputs."""
+    if best["on_inputs"] == best["of_inputs"]:
+        return ""
+    return f" (on {best['on_inputs']} of {best['of_inputs']} inputs)" if best["on_inputs"] else " (predicted)"
 
 
 def _failures(profiler: Profiler) -> Mapping[str, object]:
@@ -61,9 +89,9 @@ def told(summary: Mapping[str, object]) -> str:
     lines = [
         f"{summary['out']}: {summary['configs']} configs, {summary['measured']} measured, "
         f"{summary['on_all_inputs']} of them on all inputs; {summary['operator_seconds']} operator-seconds",
-        f"expected share of queries decided wrongly: {summary['expected_wrong']:.2%}"
+        f"expected share of queries decided wrongly: {_share(summary['expected_wrong'])}"
         + ("" if summary["finished"] else " (the budget is spent; --resume goes on)"),
-        f"most accurate: {best['accuracy']:.4f}  {best['config']}",
+        f"most accurate: {best['accuracy']:.4f}{_basis(best)}  {best['config']}",
     ]
     if best["on_new_inputs"] is not None:
         low, high = best["on_new_inputs"]
