@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,12 @@ from compass_shared.values import Example
 logger = logging.getLogger(__name__)
 
 _FOLDER = "inputs"
+_WRITTEN_FOLDER = "profile"
+"""Folder of a bundle that measurements are written to."""
+_LOG = ".measured.jsonl"
+"""Of the names of a profiling run's log."""
+_NO_DATA = (".py", ".pyc", ".md", _LOG, f"{_LOG}.lock", ".progress")
+_PIECE_BYTES = 1 << 20
 
 
 PROBE_SPLIT = "profiling"
@@ -94,12 +101,46 @@ def _key(bundle: Bundle, split: str) -> str:
 
 
 def data_sha256(folder: Path) -> str:
-    """Digest of the bundle's small files that are neither code nor its declaration: a corpus, labels."""
+    """Digest of the bundle's files that are neither code nor its declaration: a corpus, labels.
+
+    What Compass itself writes there is not in it, nor is what is hidden.
+
+    Raises:
+        ConfigError: If one cannot be read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        declared = path.suffix in {".py", ".pyc", ".md"} or path.name == FILE_NAME
-        if path.is_file() and not declared:
-            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    try:
+        for path in _data_files(folder):
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{_file_sha256(path)}\n".encode())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=error.filename) from error
+    return digest.hexdigest()
+
+
+def _data_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        # Pruned, so that a large .git or .venv costs nothing.
+        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
+        if Path(parent) == folder and _WRITTEN_FOLDER in folders:
+            folders.remove(_WRITTEN_FOLDER)
+        # The table that a run writes has the name of its log.
+        tables = {f"{name.removesuffix(_LOG)}.json" for name in names if name.endswith(_LOG)}
+        left_out = tables | ({FILE_NAME} if Path(parent) == folder else set())
+        found += [
+            Path(parent, name)
+            for name in names
+            if name not in left_out and not name.startswith(".") and not name.endswith(_NO_DATA)
+        ]
+    return sorted(path for path in found if path.is_file())
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from compass_agent.bundles import Bundle, load_bundle
-from compass_agent.inputs import load_examples
+from compass_agent.inputs import data_sha256, load_examples
 from compass_agent.models import ModelStore
+from compass_shared.errors import ConfigError
 from compass_shared.model_cache import ModelCache
 
 TOML = """
@@ -78,6 +79,61 @@ def test_a_file_beside_the_code_that_changed_makes_another_set(tmp_path: Path, s
     (tmp_path / "b" / "labels.txt").write_text("b")
     load_examples(bundle, "few", store)
     assert _made(tmp_path / "b") == 2
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels/a/truth.json", "labels/profile/a.json", "a.json"])
+def test_data_are_all_files_beside_the_code(tmp_path: Path, name: str) -> None:
+    folder = _bundle(tmp_path / "b").folder
+    seen = {data_sha256(folder)}
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for content in ("new", "old"):
+        (folder / name).write_text(content)
+        seen.add(data_sha256(folder))
+    (folder / name).rename(folder / "renamed")
+    seen.add(data_sha256(folder))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "profile/accuracy.json",
+        "a.measured.jsonl",
+        "a.measured.jsonl.lock",
+        "labels/a.progress",
+        ".git/index",
+        "labels/.hidden",
+        "labels/__pycache__/a.bin",
+        "labels/read.py",
+        "labels/README.md",
+        "pipeline.toml",
+    ],
+)
+def test_what_is_no_data(tmp_path: Path, name: str) -> None:
+    folder = _bundle(tmp_path / "b").folder
+    before = data_sha256(folder)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("new")
+    assert data_sha256(folder) == before
+
+
+def test_a_table_beside_its_log_is_no_data(tmp_path: Path) -> None:
+    folder = _bundle(tmp_path / "b").folder
+    before = data_sha256(folder)
+    (folder / "a.measured.jsonl").write_text("{}")
+    (folder / "a.json").write_text("{}")
+    assert data_sha256(folder) == before
+
+
+def test_data_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _bundle(tmp_path / "b").folder
+
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ConfigError, match=r"labels.txt: cannot be read: Permission denied"):
+        data_sha256(folder)
 
 
 def test_a_damaged_set_is_made_anew(tmp_path: Path, store: ModelStore) -> None:
