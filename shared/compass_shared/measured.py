@@ -65,6 +65,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag=
     """Of the pipeline's declarative part."""
     code_sha256: str
     """Of the bundle's Python files."""
+    data_sha256: str = ""
+    """Of its files that are not code: labels, a corpus."""
     split: str
     metric: str
     kind: str
@@ -73,6 +75,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag=
     """In the input set's order; jobs name them by index."""
     models: dict[str, str] = {}
     """Model -> SHA-256, of every model that some config uses."""
+    runtimes: dict[str, str] = {}
+    """Runtime -> library and version, of every runtime that some config uses."""
     provenance: dict[str, Any] = {}
     """Versions of Compass, Python, numpy and the runtimes; the machine."""
 

@@ -15,11 +15,13 @@ READY = Ready(
     pipeline="words",
     digest="d1",
     code_sha256="c1",
+    data_sha256="l1",
     split="profiling",
     metric="words",
     kind="mean",
     inputs=tuple(InputInfo(name=f"text-{at}", group="", features=(1.0,), size_bytes=9) for at in range(3)),
     models={"small": "aa", "large": "bb"},
+    runtimes={"python": "python 3.11"},
 )
 HEADER = header_of(READY, 5)
 DONE = [
@@ -68,6 +70,11 @@ def test_a_line_that_was_cut_short_is_done_again(tmp_path: Path, missing: int) -
         ({"pipeline": "pages"}, "another pipeline \\(words then, pages now\\)"),
         ({"digest": "d2"}, "another digest \\(d1 then, d2 now\\)"),
         ({"code_sha256": "c2"}, "another code sha256 \\(c1 then, c2 now\\)"),
+        ({"data_sha256": "l2"}, "another data sha256 \\(l1 then, l2 now\\)"),
+        (
+            {"runtimes": {"python": "python 3.12"}},
+            "another runtimes \\(python: python 3.11 then, python 3.12 now\\)",
+        ),
         ({"split": "heldout"}, "another split \\(profiling then, heldout now\\)"),
         ({"models": {"small": "aa", "large": "cc"}}, "another models \\(large: bb then, cc now\\)"),
         ({"models": {"small": "aa"}}, "another models \\(large: bb then, None now\\)"),
@@ -89,6 +96,13 @@ def test_what_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(content)
     with pytest.raises(ProfileError, match=r"log.jsonl: not a log of measurements.*remove it"):
+        read_log(path, HEADER)
+
+
+def test_an_empty_log_is_said_to_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"")
+    with pytest.raises(ProfileError, match="it is empty; remove it"):
         read_log(path, HEADER)
 
 
@@ -126,8 +140,10 @@ def test_the_header_says_all_that_scores_depend_on() -> None:
             pipeline="words",
             digest="d1",
             code_sha256="c1",
+            data_sha256="l1",
             split="profiling",
             models={"small": "aa", "large": "bb"},
+            runtimes={"python": "python 3.11"},
             inputs=("text-0", "text-1", "text-2"),
             seed=5,
         )

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from compass_agent.bundles import load_bundle
-from compass_agent.inputs import load_examples
+from compass_agent.inputs import data_sha256, load_examples
 from compass_agent.measure.results_cache import ResultsCache
 from compass_agent.measure.session import MeasuringSession, fetch_models
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
+from compass_agent.runtimes import installed_runtimes
 from compass_shared.errors import ConfigError, ModelLoadError
 from compass_shared.measured import Done, Job, Score
 from compass_shared.model_cache import ModelCache
@@ -64,8 +66,21 @@ def test_it_says_what_it_measures(start: Start, words: Path, tmp_path: Path) -> 
     assert (ready.pipeline, ready.split, ready.metric, ready.kind) == ("words", "profiling", "words", "mean")
     assert all(one.size_bytes > 5 for one in ready.inputs)
     assert ready.digest == load_bundle(words).pipeline.digest
+    assert (ready.data_sha256, ready.runtimes) == (
+        data_sha256(words),
+        {"python": installed_runtimes()["python"]},
+    )
     own = start(write_words_bundle(tmp_path / "own", own_features=True)).ready()
     assert [one.features for one in own.inputs] == [(18, 3), (8, 1), (10, 1)]
+
+
+def test_other_labels_are_another_measurement(start: Start, words: Path) -> None:
+    first = start(words).ready()
+    (words / "labels").mkdir()
+    (words / "labels" / "truth.json").write_text("another")
+    other = start(words).ready()
+    assert other.data_sha256 != first.data_sha256
+    assert msgspec.structs.replace(other, data_sha256=first.data_sha256) == first
 
 
 def test_a_prefix_runs_once(start: Start, words: Path) -> None:

@@ -87,6 +87,7 @@ class MeasuringSession:
             pipeline=self._pipeline.name,
             digest=self._pipeline.digest,
             code_sha256=self._bundle.code_sha256,
+            data_sha256=self._identities.data_sha256,
             split=self._split,
             metric=self._declared.name,
             kind=self._declared.kind,
@@ -100,6 +101,7 @@ class MeasuringSession:
                 for example, found in zip(self._examples, features, strict=True)
             ),
             models=used_models(self._pipeline),
+            runtimes=self._identities.runtimes,
             provenance={
                 "compass": __version__,
                 "runtimes": installed_runtimes(),
@@ -197,8 +199,13 @@ class _Identities:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._files = (bundle.code_sha256, data_sha256(bundle.folder))
-        self._runtimes = installed_runtimes()
+        self.data_sha256 = data_sha256(bundle.folder)
+        installed = installed_runtimes()
+        self.runtimes = {
+            operator.runtime: installed[operator.runtime]
+            for operator in bundle.pipeline.operators
+            if operator.runtime in installed
+        }
         self._known: dict[str, str] = {}
 
     def of(self, operator: Operator, knobs: Knobs) -> str:
@@ -210,8 +217,8 @@ class _Identities:
             parts: list[object] = [
                 variant,
                 operator.function,
-                self._runtimes.get(operator.runtime),
-                self._files,
+                self.runtimes.get(operator.runtime),
+                (self._bundle.code_sha256, self.data_sha256),
             ]
             if model is not None:
                 assets = {name: models[other].sha256 for name, other in models[model].assets.items()}

@@ -24,8 +24,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: str
     digest: str
     code_sha256: str
+    data_sha256: str
     split: str
     models: dict[str, str]
+    runtimes: dict[str, str]
     inputs: tuple[str, ...]
     seed: int
 
@@ -36,8 +38,10 @@ def header_of(ready: Ready, seed: int) -> Header:
         pipeline=ready.pipeline,
         digest=ready.digest,
         code_sha256=ready.code_sha256,
+        data_sha256=ready.data_sha256,
         split=ready.split,
         models=ready.models,
+        runtimes=ready.runtimes,
         inputs=tuple(info.name for info in ready.inputs),
         seed=seed,
     )
@@ -51,13 +55,13 @@ def read_log(path: Path, header: Header) -> list[Done]:
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
+        if not lines:
+            raise _none(path, "it is empty")
         found = msgspec.json.decode(lines[0], type=Header)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    except (IndexError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ProfileError(
-            f"{path}: not a log of measurements: {error}; remove it to start afresh"
-        ) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _none(path, str(error)) from error
     for name in Header.__struct_fields__:
         before, now = getattr(found, name), getattr(header, name)
         if before != now:
@@ -117,6 +121,10 @@ class MeasurementLog:
             f"{self._path}: cannot be written: {error.strerror}; what was measured before is kept, "
             "--resume goes on from there"
         )
+
+
+def _none(path: Path, reason: str) -> ProfileError:
+    return ProfileError(f"{path}: not a log of measurements: {reason}; remove it to start afresh")
 
 
 def _whole(line: bytes) -> Done | None:
