@@ -52,15 +52,6 @@ def test_levels_tell_which_knobs_differ() -> None:
         assert row.tolist() == [*places, int(config["right"]["model"]) - 1]
 
 
-def test_variant_counts_are_of_distinct_nodes() -> None:
-    space = space_of(FORK)
-    everything = dict(zip(space.variants, space.variant_counts(np.arange(12)).tolist(), strict=True))
-    assert everything["split[fixed=7,side=1]"] == 1
-    assert everything["left[model=2]"] == 2
-    assert everything["join"] == 12
-    assert space.variant_counts(np.array([0])).sum() == 4
-
-
 def test_pipelines_without_choice_and_with_too_much() -> None:
     alone = space_of(pipeline_of("alone", python_operator("only", REQUEST)))
     assert (alone.keys, alone.levels.shape, alone.nodes.tolist()) == (("only",), (1, 0), [[0]])

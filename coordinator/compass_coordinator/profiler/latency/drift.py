@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compass_shared.profile import OperatorProfile
@@ -85,6 +85,12 @@ def common_drift(seen: Sequence[Seen]) -> Drift | None:
     if abs(log_ratio) <= CLEAR * math.sqrt(var):
         return None
     return Drift(log_ratio=log_ratio, shared_var=var, own_var=between)
+
+
+def operators_of_class(operators: Mapping[str, OperatorProfile]) -> dict[str, int]:
+    """Speed class -> operators with variants in it; a variant key starts with the operator's name."""
+    pairs = {(found.speed_class, key.partition("[")[0]) for key, found in operators.items()}
+    return {name: sum(1 for found, _ in pairs if found == name) for name, _ in pairs}
 
 
 def _weighted(seen: Sequence[Seen], variances: Sequence[float]) -> tuple[float, float]:

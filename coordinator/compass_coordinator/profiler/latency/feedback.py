@@ -32,10 +32,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from compass_coordinator.profiler.latency.drift import Drift, Seen, common_drift
+from compass_coordinator.profiler.latency.drift import Drift, Seen, common_drift, operators_of_class
 from compass_shared.messages import ServedMessage
 from compass_shared.problem import Z95
 from compass_shared.profile import OperatorProfile, SiteProfile
@@ -287,7 +286,7 @@ class Feedback:
         if site is None or not site.tracks:
             return profile
         drifts = site.drifts()
-        classes = _operators_of_class(profile.operators)
+        classes = operators_of_class(profile.operators)
         operators: dict[str, OperatorProfile] = {}
         for variant in profile.operators:
             found = profile.measured(variant)
@@ -315,9 +314,3 @@ class Feedback:
 def _new_track(measured: OperatorProfile | None, now_s: float) -> _Track:
     prior = None if measured is None else Evidence(weight=PRIOR_WEIGHT, figures=measured)
     return _Track(at_s=now_s, prior=prior, planned=measured)
-
-
-def _operators_of_class(operators: Mapping[str, OperatorProfile]) -> dict[str, int]:
-    """Speed class -> operators with variants in it; a variant key starts with the operator's name."""
-    pairs = {(found.speed_class, key.partition("[")[0]) for key, found in operators.items()}
-    return {name: sum(1 for found, _ in pairs if found == name) for name, _ in pairs}

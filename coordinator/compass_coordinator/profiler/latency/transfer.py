@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compass_coordinator.profiler.latency.device_fit import Forecast, class_slowdown, fit_device, kinship_of
+from compass_coordinator.profiler.latency.drift import operators_of_class
 from compass_coordinator.profiler.latency.slowdowns import Variants, next_probe
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline, variant_key
@@ -129,7 +130,7 @@ def fit_speed(
         residual_rel_sd=fitted.own_sd,
         forecasts=forecasts,
         reference=there,
-        operators_of_class=_operators_of_class(there),
+        operators_of_class=operators_of_class(there),
     )
 
 
@@ -277,9 +278,3 @@ def _variants(there: Mapping[str, OperatorProfile], classes: list[str], prior: P
         prior_sd=np.array([BROAD_SD if given is None else given[1] for given in expected]),
         kinship=kinship_of(list(there)),
     )
-
-
-def _operators_of_class(there: Mapping[str, OperatorProfile]) -> dict[str, int]:
-    """Speed class -> operators with variants in it; a variant key starts with the operator's name."""
-    pairs = {(found.speed_class, key.partition("[")[0]) for key, found in there.items()}
-    return {name: sum(1 for found, _ in pairs if found == name) for name, _ in pairs}

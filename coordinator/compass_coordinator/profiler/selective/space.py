@@ -42,11 +42,6 @@ class Space:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def variant_counts(self, configs: Indices) -> Indices:
-        """(variants,) how many nodes of each variant some configs have together."""
-        used = np.unique(self.nodes[configs])
-        return np.bincount(self.node_variant[used], minlength=len(self.variants))
-
 
 def space_of(pipeline: Pipeline) -> Space:
     """The configs of a pipeline.
