@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
 
-from compass_coordinator.measuring.log import Header, MeasurementLog, header_of, read_log
+from compass_coordinator.measuring.log import Header, MeasurementLog, header_of, only_run, read_log
 from compass_shared.errors import ProfileError
-from compass_shared.measured import Done, InputInfo, OperatorRun, Ready, Score
+from compass_shared.measured import PROCESS_ENDED, Done, InputInfo, OperatorRun, Ready, Score
 
 READY = Ready(
     pipeline="words",
@@ -119,6 +121,66 @@ def _until_the_disk_is_full(path: Path) -> None:
         log._file.close()
         log._file = Path("/dev/full").open("ab")  # noqa: SIM115  # the log closes it
         log.add(DONE[2])
+
+
+def test_a_config_whose_process_ended_is_measured_again(tmp_path: Path) -> None:
+    """Its process may have been killed for want of memory; that an operator failed is an answer."""
+    path = tmp_path / "log.jsonl"
+    scores = DONE[0].scores
+    problems = DONE[0].problems
+    both = msgspec.structs.replace(
+        DONE[0],
+        scores=scores | {"large": None},
+        problems=problems | {"large": f"{PROCESS_ENDED} with exit code -9"},
+    )
+    alone = Done(
+        id=1, input=1, scores={"large": None}, problems={"large": f"{PROCESS_ENDED} with exit code 1"}
+    )
+    with MeasurementLog(path, HEADER, []) as log:
+        log.add(both)
+        log.add(alone)
+    assert read_log(path, HEADER) == [DONE[0], Done(id=1, input=1, scores={})]
+
+
+def test_a_log_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    with only_run(path):
+        for _ in range(2):  # also once the log was replaced
+            with (
+                pytest.raises(ProfileError, match=r"log.jsonl: another run .* name another --log"),
+                only_run(path),
+            ):
+                pytest.fail("two runs have it")
+            _write(path)
+        with only_run(path.with_name("other.jsonl")):
+            pass
+    with only_run(path):
+        pass
+    assert list(path.parent.iterdir()) == [path], "nothing is left lying about"
+
+
+def test_a_lock_that_was_let_go_meanwhile_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was opened, then the run that had it took it away: who comes next makes another file."""
+    path = tmp_path / "log.jsonl"
+    flock = fcntl.flock
+
+    def late(file: BinaryIO, how: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "log.jsonl.lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with only_run(path), pytest.raises(ProfileError, match="another run"), only_run(path):
+        pytest.fail("two runs have it")
+
+
+def test_a_log_where_nothing_can_be_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ProfileError, match=r"log.jsonl.lock: cannot be written"),
+        only_run(tmp_path / "file" / "log.jsonl"),
+    ):
+        pytest.fail("there is no such folder")
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:

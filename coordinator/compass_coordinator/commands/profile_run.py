@@ -15,7 +15,7 @@ from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, add_accuracy_
 from compass_coordinator.commands.profile_screen import ProfileScreen
 from compass_coordinator.commands.profile_summary import summary_of, told
 from compass_coordinator.measurements import load_measurements, save_document
-from compass_coordinator.measuring.log import MeasurementLog, header_of, read_log
+from compass_coordinator.measuring.log import MeasurementLog, header_of, only_run, read_log
 from compass_coordinator.measuring.pool import MeasuringPool
 from compass_coordinator.profiler.files.profiled import accuracy_table, speeds_here
 from compass_coordinator.profiler.selective import (
@@ -135,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
     cache = cache_root(args.cache)
     results = args.results or cache.parent / "results"
     with ExitStack() as stack:
+        stack.enter_context(only_run(log))
         screen = stack.enter_context(ProfileScreen(quiet=args.json))
         screen.say(f"starting: {pipeline.name}, split {split}")
         pool = stack.enter_context(

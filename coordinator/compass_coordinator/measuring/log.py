@@ -7,15 +7,18 @@ that was cut short is dropped when the log is opened again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import msgspec
 
 from compass_shared.errors import MessageError, ProfileError
 from compass_shared.files import write_atomically
-from compass_shared.measured import Done, Ready, decode_line, encode_line
+from compass_shared.measured import PROCESS_ENDED, Done, Ready, decode_line, encode_line
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +53,9 @@ def header_of(ready: Ready, seed: int) -> Header:
 def read_log(path: Path, header: Header) -> list[Done]:
     """What an earlier run of the same measurement left.
 
+    Where a process ended over a config there is no score, so that it is measured again: that may have been
+    the machine's fault.
+
     Raises:
         ProfileError: If it cannot be read, or is of another measurement; says of what.
     """
@@ -69,7 +75,33 @@ def read_log(path: Path, header: Header) -> list[Done]:
                 f"{path}: it is of another {name.replace('_', ' ')}{_difference(before, now)}; "
                 "remove it, or name another --log, to start afresh"
             )
-    return [done for line in lines[1:] if (done := _whole(line)) is not None]
+    return [_without_ended(done) for line in lines[1:] if (done := _whole(line)) is not None]
+
+
+@contextlib.contextmanager
+def only_run(path: Path) -> Iterator[None]:
+    """Keep other runs from a log, which would overwrite what this one adds.
+
+    Args:
+        path: The log; it need not be there yet. Held is a file beside it, as the log itself is replaced.
+
+    Raises:
+        ProfileError: If another run has it, or nothing can be written there.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        file = _locked(lock)
+    except BlockingIOError as error:
+        raise ProfileError(
+            f"{path}: another run is measuring into it: wait until it ended, or name another --log"
+        ) from error
+    except OSError as error:
+        raise ProfileError(f"{lock}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 class MeasurementLog:
@@ -123,6 +155,20 @@ class MeasurementLog:
         )
 
 
+def _locked(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        except OSError:
+            file.close()
+            raise
+        file.close()  # whoever had it took the file away just now
+
+
 def _none(path: Path, reason: str) -> ProfileError:
     return ProfileError(f"{path}: not a log of measurements: {reason}; remove it to start afresh")
 
@@ -133,6 +179,16 @@ def _whole(line: bytes) -> Done | None:
         return decode_line(line, Done)
     except MessageError:
         return None
+
+
+def _without_ended(done: Done) -> Done:
+    """What is known of its configs; what it ran was run all the same."""
+    ended = {key for key, problem in done.problems.items() if problem.startswith(PROCESS_ENDED)}
+    return msgspec.structs.replace(
+        done,
+        scores={key: score for key, score in done.scores.items() if key not in ended},
+        problems={key: problem for key, problem in done.problems.items() if key not in ended},
+    )
 
 
 def _difference(before: object, now: object) -> str:
