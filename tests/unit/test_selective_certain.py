@@ -80,7 +80,7 @@ def test_bounds_only_become_narrower_and_only_those_of_what_was_measured_since()
     later = bounds(now, LABELS[order], 0.05, first, np.array([1]))
     assert (later.low >= first.low).all()
     assert (later.high <= first.high).all()
-    assert later.width[1] < first.width[1]
+    assert (later.high - later.low)[1] < (first.high - first.low)[1]
     assert np.array_equal(later.low[2:], first.low[2:])
     assert np.array_equal(later.high[2:], first.high[2:])
 

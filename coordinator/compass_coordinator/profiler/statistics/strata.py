@@ -63,26 +63,6 @@ def stratified(features: npt.ArrayLike, count: int, rng: np.random.Generator) ->
     return _strata(model.fit(scaled).labels_)
 
 
-def allocated(sizes: npt.ArrayLike, spreads: npt.ArrayLike, total: int) -> Labels:
-    """How many inputs of each stratum to look at: in proportion to size x spread (Neyman).
-
-    Args:
-        sizes: (strata,) inputs of each.
-        spreads: (strata,) standard deviations within; all 0 stands for all equal.
-        total: Inputs to look at altogether.
-
-    Returns:
-        (strata,) counts that add up to ``total`` (or to all there are), none above its size, none below
-        `FLOOR` as far as ``total`` allows.
-    """
-    limits = np.asarray(sizes, dtype=np.intp)
-    wanted = _shares(limits, np.asarray(spreads, dtype=np.float64))
-    counts = np.zeros_like(limits)
-    for _ in range(min(total, int(limits.sum()))):
-        counts[_next(counts, limits, wanted)] += 1
-    return counts
-
-
 def ordered(
     strata: Strata,
     rng: np.random.Generator,
@@ -90,15 +70,15 @@ def ordered(
     spreads: npt.ArrayLike | None = None,
     seen: npt.ArrayLike = (),
 ) -> Labels:
-    """The order in which all configs look at inputs: every prefix is allocated as `allocated` would.
+    """The order in which all configs look at inputs: strata in proportion to size x spread at every prefix.
 
-    Within a stratum the order is uniformly random. Later inputs may be ordered anew by spreads that were
-    estimated from the earlier ones.
+    That is Neyman's allocation, with `FLOOR` of each first. Within a stratum the order is uniformly random.
+    Later inputs may be ordered anew by spreads that were estimated from the earlier ones.
 
     Args:
         strata: Of the input set.
         rng: Of the order within strata.
-        spreads: (strata,) standard deviations within; None takes them as equal: in proportion to size.
+        spreads: (strata,) standard deviations within; None, or all 0, takes them as equal.
         seen: (prefix,) inputs looked at so far; they stay where they are.
 
     Returns:
@@ -173,41 +153,6 @@ def estimated(values: npt.ArrayLike, labels: npt.ArrayLike, sizes: npt.ArrayLike
         mean=(_means(rows, strata, len(counts)) * weights).sum(axis=1),
         variance=(weights**2 * (1 - drawn / counts) * variances / drawn).sum(axis=1),
     )
-
-
-def estimated_ratios(
-    numerators: npt.ArrayLike, denominators: npt.ArrayLike, labels: npt.ArrayLike, sizes: npt.ArrayLike
-) -> Estimates:
-    """Ratios of totals over the whole input set: the combined ratio estimator.
-
-    Its bias is of order 1 / samples, -cov(ratio, mean denominator) / (mean denominator): beside the standard
-    error at most the denominators' coefficient of variation over the root of the samples. The variance is
-    linearised, and of the same order too small.
-
-    Args:
-        numerators: (configs, samples).
-        denominators: (configs, samples), or one row for all.
-        labels: (samples,) stratum of each sample.
-        sizes: (strata,) inputs of each stratum in the whole set.
-
-    Returns:
-        Ratios with their variances; 0 with variance 0 where all denominators are 0.
-
-    Raises:
-        ValueError: If a stratum has no sample.
-    """
-    above = np.atleast_2d(np.asarray(numerators, dtype=np.float64))
-    below = np.broadcast_to(np.asarray(denominators, dtype=np.float64), above.shape)
-    total, base = estimated(above, labels, sizes), estimated(below, labels, sizes)
-    known = np.where(base.mean > 0, base.mean, 1.0)
-    ratio = np.where(base.mean > 0, total.mean / known, 0.0)
-    residuals = linearised(above, below, ratio) / known[:, np.newaxis]
-    return Estimates(mean=ratio, variance=estimated(residuals, labels, sizes).variance)
-
-
-def linearised(numerators: Floats, denominators: Floats, ratios: Floats) -> Floats:
-    """(configs, samples) numerator - ratio x denominator: what a ratio's error is a mean of."""
-    return numerators - ratios[:, np.newaxis] * denominators
 
 
 def _standardised(features: Floats) -> Floats:

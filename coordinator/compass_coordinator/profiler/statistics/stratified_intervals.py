@@ -1,4 +1,4 @@
-"""Time-uniform intervals from inputs drawn stratum by stratum: by union bound, or by product of capitals.
+"""Time-uniform intervals from inputs drawn stratum by stratum.
 
 Within each stratum the order is uniformly random, and each stratum has a bettor of its own (see
 `sequential`). How draws alternate between strata may depend on what was seen, but never on what follows.
@@ -32,7 +32,6 @@ from compass_coordinator.profiler.statistics.sequential import (
     bet_scale,
     capped,
     consistent,
-    mean_intervals,
 )
 
 _TANGENTS = 40
@@ -40,28 +39,6 @@ _LOG_MULTIPLIERS = (-12.0, 3.0)
 _STEPS = 18
 """Bisections for the multiplier: any is a bound, and the dual is flat around its best."""
 _TINY = 1e-12
-
-
-def union_intervals(
-    values: npt.ArrayLike, labels: npt.ArrayLike, sizes: npt.ArrayLike, *, alpha: float
-) -> Intervals:
-    """Weighted sums of the strata's own intervals, each at alpha / strata.
-
-    They hold for all vectors of sample counts at once, so strata may stop at will.
-
-    Args:
-        values: (configs, samples) scores in [0, 1], NaN from the first that a config was not measured on.
-        labels: (samples,) stratum of each sample.
-        sizes: (strata,) inputs of each stratum in the whole set; none is empty.
-        alpha: Probability, for each config, that its interval ever misses.
-    """
-    rows, strata, counts = _arrays(values, labels, sizes)
-    low, high = np.zeros(len(rows)), np.zeros(len(rows))
-    for stratum, size in enumerate(counts):
-        part = mean_intervals(rows[:, strata == stratum], population=int(size), alpha=alpha / len(counts))
-        low += part.low * size / counts.sum()
-        high += part.high * size / counts.sum()
-    return Intervals(low=low, high=high)
 
 
 def product_intervals(
