@@ -31,6 +31,8 @@ DECIDED = 1e-4
 """A config is decided once the share of queries that hinge on it is below this."""
 REFIT = 1.05
 """Factor of spend between two fits of the model, and two looks at costs; all scores count at once."""
+JOB = 8
+"""Most configs of a job."""
 BATCH = 0.02
 """Share of the spend so far that may be spent before deciding anew what is worth most."""
 
@@ -263,11 +265,15 @@ class Profiler:
         return self._posted(by_input)
 
     def _posted(self, wanted: Mapping[int, Sequence[str]]) -> tuple[Job, ...]:
-        """Jobs for configs that are wanted, by input."""
+        """Jobs for configs that are wanted, by input: small ones, since all that is out is paid for."""
+        parts = [
+            (place, keys[start : start + JOB])
+            for place, keys in wanted.items()
+            for start in range(0, len(keys), JOB)
+        ]
         first = self._next_job
         jobs = tuple(
-            Job(id=first + at, input=place, configs=tuple(keys))
-            for at, (place, keys) in enumerate(wanted.items())
+            Job(id=first + at, input=place, configs=tuple(keys)) for at, (place, keys) in enumerate(parts)
         )
         self._next_job += len(jobs)
         self._outstanding = {job.id: job for job in jobs}
