@@ -87,7 +87,14 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=PLOT)
     args = parser.parse_args()
     if args.measure_truth:
-        measure_truth(TRUTH, args.checkpoint, args.processes)
+        try:
+            measure_truth(TRUTH, args.checkpoint, args.processes)
+        except KeyboardInterrupt:
+            print(
+                f"stopped; {args.checkpoint} has what was measured, and the same command goes on",
+                file=sys.stderr,
+            )
+            return 130
         return 0
     if args.quick:
         args.seeds = args.ablation_seeds = 1
