@@ -33,6 +33,7 @@ from compass_agent.probe import ProbeReport, probe
 from compass_agent.probing import first_probes
 from compass_agent.runtimes import open_runtime
 from compass_agent.runtimes.threaded import threaded
+from compass_shared.arguments import at_least_1, positive
 from compass_shared.clock import MonotonicClock
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
@@ -62,18 +63,18 @@ def add_parser(command: Command) -> None:
     parser.add_argument(
         "--variant", action="append", default=[], metavar="KEY", help="only this one; may be repeated"
     )
-    parser.add_argument("--count", type=_at_least_1, metavar="N", help="only N variants far apart in work")
+    parser.add_argument("--count", type=at_least_1, metavar="N", help="only N variants far apart in work")
     parser.add_argument("--emulate", metavar="PROFILE", help="measure as if this were that device")
-    parser.add_argument("--seconds", type=_positive, default=20.0, help="time for each pipeline")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="time for each pipeline")
     parser.add_argument(
         "--minutes",
-        type=_positive,
+        type=positive,
         help="work for so long instead and say whether the machine slows down (heat); "
         "if so, figures are of the last third",
     )
     parser.add_argument(
         "--rate",
-        type=_positive,
+        type=positive,
         metavar="HZ",
         help="requests per second to serve: calls are measured back to back and after its idle gaps",
     )
@@ -261,19 +262,5 @@ def _show_operators(title: str, operators: Mapping[str, OperatorProfile]) -> Non
         )
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _at_least_1(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_at_least_1(part) for part in text.split(",")))
+    return tuple(dict.fromkeys(at_least_1(part) for part in text.split(",")))

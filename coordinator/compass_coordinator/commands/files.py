@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from compass_shared.arguments import not_negative
 from compass_shared.errors import ConfigError
 from compass_shared.model_cache import default_cache_dir
 from compass_shared.pipeline import Pipeline
@@ -66,18 +67,11 @@ def add_accuracy_z(parser: argparse.ArgumentParser) -> None:
     """Add ``--accuracy-z``."""
     parser.add_argument(
         "--accuracy-z",
-        type=_non_negative,
+        type=not_negative,
         default=ACCURACY_Z,
         metavar="Z",
         help="plan on accuracies this many standard errors below their means (default: %(default)s)",
     )
-
-
-def _non_negative(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return value
 
 
 def _own_table(folder: Path, pipeline: Pipeline) -> Path:

@@ -30,6 +30,7 @@ from compass_coordinator.profiler.selective import (
     space_of,
 )
 from compass_coordinator.what_if import problem_from
+from compass_shared.arguments import at_least_1, inside_unit, natural, positive
 from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import load_fleet
 from compass_shared.measured import Done
@@ -71,7 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--delta",
-        type=_share,
+        type=inside_unit,
         default=0.01,
         help="share of queries that may be decided wrongly (default: %(default)s)",
     )
@@ -79,13 +80,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     much = parser.add_argument_group("how much")
     much.add_argument(
         "--budget",
-        type=_positive,
+        type=positive,
         metavar="SECONDS",
         help="operator-seconds in all; what is under way then is finished",
     )
     much.add_argument("--resume", action="store_true", help="go on with what an earlier run measured")
-    much.add_argument("--workers", type=_count, metavar="N", help="processes (default: one a core)")
-    much.add_argument("--seed", type=_natural, default=0, help="of all draws (default: %(default)s)")
+    much.add_argument("--workers", type=at_least_1, metavar="N", help="processes (default: one a core)")
+    much.add_argument("--seed", type=natural, default=0, help="of all draws (default: %(default)s)")
     for name, meaning in _SAVINGS.items():
         much.add_argument(f"--no-{name.replace('_', '-')}", dest=name, action="store_false", help=meaning)
     files = parser.add_argument_group("files")
@@ -103,7 +104,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument(
         "--results-gb",
-        type=_positive,
+        type=positive,
         default=4.0,
         metavar="GB",
         help="limit of --results (default: %(default)s)",
@@ -280,39 +281,3 @@ def _target(text: str) -> Target:
             f"{text!r}: accuracy within [0, 1] is needed, latency above 0 may be", field="--slo"
         )
     return Target(accuracy=found["accuracy"], latency_p95_s=found.get("latency", np.inf))
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return int(text)
-
-
-__all__ = ["add_run_options", "run"]
