@@ -33,8 +33,8 @@ def _seen(table: Floats, order: Indices, seen: Indices) -> Scores:
 ANYTHING = Intervals(low=np.zeros(4), high=np.ones(4))
 
 
-def _bounds(scores: Scores, order: Indices, so_far: Intervals = ANYTHING) -> Intervals:
-    return bounds(scores, LABELS[order], 0.05, so_far, np.flatnonzero(scores.seen))
+def _bounds(scores: Scores, so_far: Intervals = ANYTHING) -> Intervals:
+    return bounds(scores, 0.05, so_far, np.flatnonzero(scores.seen))
 
 
 @pytest.mark.parametrize("spreads", [None, [0.1, 0.5, 0.2]])
@@ -45,7 +45,7 @@ def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
     for seen in (SEEN, np.array([0, 40, 20, 10])):
         for _ in range(8):
             order = ordered(STRATA, rng, spreads=spreads)
-            found = _bounds(_seen(TABLE, order, seen), order)
+            found = _bounds(_seen(TABLE, order, seen))
             missed += int(((truth < found.low - 1e-9) | (truth > found.high + 1e-9)).sum())
             width += (found.high - found.low) / 16
     # 48 intervals at 5%, conservative: 2.4 would be the mean of exact ones.
@@ -56,7 +56,7 @@ def test_bounds_do_not_exclude_the_truth(spreads: list[float] | None) -> None:
 
 def test_bounds_of_what_was_measured_whole_are_the_accuracy_and_of_little_are_none() -> None:
     order = ordered(STRATA, np.random.default_rng(0))
-    found = _bounds(_seen(TABLE, order, np.array([INPUTS, FEWEST - 1, 0, INPUTS])), order)
+    found = _bounds(_seen(TABLE, order, np.array([INPUTS, FEWEST - 1, 0, INPUTS])))
     assert found.low[[0, 3]] == pytest.approx(TABLE[:, [0, 3]].mean(axis=0))
     assert np.array_equal(found.low[[0, 3]], found.high[[0, 3]])
     assert found.low[1:3].tolist() == [0.0, 0.0]
@@ -67,17 +67,17 @@ def test_differences_to_a_config_that_is_known_narrow_bounds() -> None:
     order = ordered(STRATA, np.random.default_rng(1))
     hits = (np.arange(INPUTS) % 3 > 0).astype(np.float64)
     twin = np.column_stack([hits, 0.98 * hits, TABLE[:, 2], TABLE[:, 3]])
-    paired = _bounds(_seen(twin, order, np.array([INPUTS, 30, 0, 0])), order)
-    alone = _bounds(_seen(twin, order, np.array([0, 30, 0, 0])), order)
+    paired = _bounds(_seen(twin, order, np.array([INPUTS, 30, 0, 0])))
+    alone = _bounds(_seen(twin, order, np.array([0, 30, 0, 0])))
     assert paired.high[1] - paired.low[1] < 0.8 * (alone.high[1] - alone.low[1])
     assert paired.low[1] <= twin[:, 1].mean() <= paired.high[1]
 
 
 def test_bounds_only_become_narrower_and_only_those_of_what_was_measured_since() -> None:
     order = ordered(STRATA, np.random.default_rng(4))
-    first = _bounds(_seen(TABLE, order, np.array([0, 20, 20, 10])), order)
+    first = _bounds(_seen(TABLE, order, np.array([0, 20, 20, 10])))
     now = _seen(TABLE, order, np.array([0, 40, 40, 10]))
-    later = bounds(now, LABELS[order], 0.05, first, np.array([1]))
+    later = bounds(now, 0.05, first, np.array([1]))
     assert (later.low >= first.low).all()
     assert (later.high <= first.high).all()
     assert (later.high - later.low)[1] < (first.high - first.low)[1]

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from compass_shared.problem import Z95
+
 Floats: TypeAlias = NDArray[np.float64]
 
-Z95 = 1.6448536269514722
 JITTERS = (-0.5, -0.25, 0.0, 0.03, 0.06, 0.12, 0.25, 0.5)
 """Candidates for what the device adds to the relative standard deviation (in quadrature).
 

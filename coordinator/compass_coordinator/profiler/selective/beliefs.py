@@ -63,24 +63,20 @@ class Beliefs:
             scores: So far.
             broken: (configs,) those that failed throughout, which says nothing of others.
         """
-        alone, sound = believe_alone(scores), without(scores, broken)
+        sound = without(scores, broken)
         if not self._options.transfer or sound.looked_at == 0:
-            return alone
+            return believe_alone(scores)
         if self._model is None:  # stopped before the first decision
             self.refit(scores, broken)
         assert self._model is not None, "it was just fitted"
-        return set_apart(believe(sound, self._model).inflated(self.calibration), alone, broken)
+        belief = believe(sound, self._model).inflated(self.calibration)
+        return set_apart(belief, believe_alone(scores), broken) if broken.any() else belief
 
-    def certain(self, scores: Scores, labels: Indices) -> Intervals:
-        """Bounds that hold whatever was measured; they only become narrower.
-
-        Args:
-            scores: So far.
-            labels: (inputs,) strata, in the order of the scores.
-        """
+    def certain(self, scores: Scores) -> Intervals:
+        """Bounds that hold whatever was measured; they only become narrower."""
         if self._bounded:
             changed = np.flatnonzero(scores.seen != self._bounded_at)
-            self._certain = bounds(scores, labels, CERTAIN, self._certain, changed)
+            self._certain = bounds(scores, CERTAIN, self._certain, changed)
             self._bounded_at = scores.seen
         return self._certain
 

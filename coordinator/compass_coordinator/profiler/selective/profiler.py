@@ -22,7 +22,6 @@ from compass_coordinator.profiler.selective.policy import Action, Prices, next_a
 from compass_coordinator.profiler.selective.score_model import Belief, Scores
 from compass_coordinator.profiler.selective.sharing import Sharing
 from compass_coordinator.profiler.selective.space import Floats, Indices, Mask, space_of
-from compass_coordinator.profiler.statistics.sequential import Intervals
 from compass_shared.errors import ProfileError
 from compass_shared.measured import Done, InputInfo, Job
 from compass_shared.pipeline import Pipeline
@@ -178,7 +177,7 @@ class Profiler:
     def known(self) -> Known:
         """What is known of all configs so far."""
         scores = self._order.scores(self.observations)
-        belief, certain = self._beliefs.belief(scores, self._broken()), self._certain(scores)
+        belief, certain = self._beliefs.belief(scores, self._broken()), self._beliefs.certain(scores)
         whole = scores.seen == len(scores.values)
         exact = np.nan_to_num(self.observations.accuracies(), nan=0.0)
         mean = np.where(whole, exact, np.clip(belief.mean, certain.low, certain.high))
@@ -218,7 +217,7 @@ class Profiler:
 
     def _look(self, scores: Scores, belief: Belief, decisions: Decisions) -> tuple[Belief, Stakes]:
         """What planners would believe, and what is at stake."""
-        certain = self._certain(scores)
+        certain = self._beliefs.certain(scores)
         # Planners compare an accuracy less its standard error on new inputs, however well the set is known.
         margin = self.options.accuracy_z * np.sqrt(belief.input_var / len(scores.values))
         planned = replace(belief, mean=belief.mean - margin)
@@ -236,9 +235,6 @@ class Profiler:
         ranked = next_actions(decisions, belief, found, seen, prices, inputs=inputs, partly=partly)
         paid = np.cumsum([action.price_s for action in ranked])
         return tuple(ranked[: 1 + int(np.searchsorted(paid, BATCH * self.runs.spent_s))])
-
-    def _certain(self, scores: Scores) -> Intervals:
-        return self._beliefs.certain(scores, self._order.labels)
 
     def _broken(self) -> Mask:
         """Configs that have failed throughout: that says nothing of others, unless all have."""

@@ -1,9 +1,9 @@
 """How far an accuracy over the input set carries over to new inputs from the same source.
 
-The profiler's intervals are about the named inputs and shrink to nothing once all were looked at; plans are
-chosen by them alone. These here are about the source that the inputs were drawn from, they never shrink to
-nothing, and nothing is decided by them: they tell people whether the input set is large enough. They presume
-independent inputs from one source.
+The profiler's intervals are about the named inputs and shrink to nothing once all were looked at. These here
+are about the source that the inputs were drawn from, they never shrink to nothing, and nothing is decided by
+them: they tell people whether the input set is large enough. (Planners take a few standard errors off for the
+same reason.) They presume independent inputs from one source.
 """
 
 from __future__ import annotations
