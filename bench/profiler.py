@@ -26,6 +26,7 @@ from common import BENCH, READ_TEXT, RESULTS, machine, write_result
 from compass_shared.pipeline_file import load_pipeline
 from profiling import devices
 from profiling.measuring import measure_truth
+from profiling.oracle import oracle_s
 from profiling.ours import ABLATIONS, selective
 from profiling.plans import largest_difference
 from profiling.plot import draw
@@ -142,6 +143,7 @@ def _about(queries: int) -> dict[str, Any]:
     decisions = _decisions(queries)
     truth, spread = decisions.truth, decisions.spread()
     different = largest_difference(decisions.plans, decisions.figures)
+    oracles = {str(level): oracle_s(decisions, level) for level in LEVELS}
     print(
         f"{len(truth.configs)} configs on {len(truth.inputs)} pages: {truth.exhaustive_s:.0f} "
         f"operator-seconds, {truth.reused_s:.0f} if nothing runs twice on the same content\n"
@@ -149,6 +151,9 @@ def _about(queries: int) -> dict[str, Any]:
         f"distinct best configs, the most frequent for {100 * spread['largest_share']:.1f}%; the best single "
         f"choice is right for {100 * spread['best_constant_choice']:.1f}%\n"
         f"plans are priced as the project's estimator does, within {different:.0e}\n"
+        f"whole configs alone, by an oracle that names the best ones: "
+        + ", ".join(f"{spent_s:.0f} s for {100 * float(level):.0f}%" for level, spent_s in oracles.items())
+        + "\n"
     )
     return {
         "kind": "bench-profiler",
@@ -158,6 +163,7 @@ def _about(queries: int) -> dict[str, Any]:
         "exhaustive_reused_s": truth.reused_s,
         "queries": spread,
         "difference_to_estimator": different,
+        "oracle_s": oracles,
         "delta": DELTA,
     }
 

@@ -86,10 +86,14 @@ class Decisions:
         accurate = self.truth.accuracy >= self.needed[:, np.newaxis]
         return np.where(accurate, self.priced.cost, np.inf)
 
+    @property
+    def best(self) -> np.ndarray:
+        """(Q,) config that the truth would choose; any where none serves."""
+        return np.asarray(self._serving.argmin(axis=1))
+
     def spread(self) -> dict[str, float]:
         """How much there is to decide."""
-        best = self._serving[self.feasible].argmin(axis=1)
-        counts = np.bincount(best)
+        counts = np.bincount(self.best[self.feasible])
         right = self._serving <= (1 + TOLERANCE) * self.best_cost[:, np.newaxis]
         constant = (right & self.feasible[:, np.newaxis]).sum(axis=0) + 0
         return {
