@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -47,7 +47,7 @@ from compass_shared.model_cache import ModelCache, default_cache_dir
 from compass_shared.pipeline import REQUEST, Config, Pipeline, variant_key
 from compass_shared.plan import Assignment, Epoch, Plan, WorkerAccess
 from compass_shared.site import Tier
-from compass_shared.values import Value
+from compass_shared.values import OperatorFunction, Value
 
 TINY = BENCH / "tiny"
 LOCAL_AIM, REMOTE_AIM, MEMORY_AIM_MB = 1.05, 1.15, 80.0
@@ -104,7 +104,8 @@ class Direct:
         made: dict[str, Value] = {REQUEST: value}
         for step in self.steps:
             inputs = {name: made[name] for name in step.operator.inputs}
-            made[step.operator.name] = step.function(inputs, step.knobs, step.model)
+            function = cast("OperatorFunction", step.function)
+            made[step.operator.name] = function(inputs, step.knobs, step.model)
         return made[self.output]
 
 

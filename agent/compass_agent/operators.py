@@ -8,17 +8,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import numpy as np
 
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
+from compass_shared.payloads import decode_payload, encode_payload
 from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
+from compass_shared.values import State
 
 if TYPE_CHECKING:
-    from compass_shared.values import Array, Model, OperatorFunction, Value
+    from compass_shared.values import Array, Model, OperatorFunction, StatefulFunction, Value
 
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -41,22 +43,30 @@ class BoundOperator:
 
     operator: Operator
     knobs: Knobs
-    function: OperatorFunction
+    function: OperatorFunction | StatefulFunction
     model: Model | None
 
-    def __call__(self, inputs: Mapping[str, Value]) -> Value:
+    def __call__(self, inputs: Mapping[str, Value], state: State | None = None) -> Value:
         """Run it.
 
         Args:
-            inputs: One value per upstream operator. They may be shared and read-only: code that wants to
-                change one copies it.
+            inputs: One value per upstream operator, as it was made: encoded if that one has a codec. They may
+                be shared and read-only: code that wants to change one copies it.
+            state: What a stateful operator kept from the stream's last request; None where there was none.
+                Other operators have none.
+
+        Returns:
+            Its output, encoded if it has a codec.
 
         Raises:
             InferenceError: If its code or model failed, or what it returned is not a value.
         """
         try:
-            value = self.function(inputs, self.knobs, self.model)
+            decoded = {name: decode_payload(value) for name, value in inputs.items()}
+            value = self._item_by_item(decoded) if self.operator.items else self._once(decoded, state)
             check_value(value)
+            if self.operator.codec_knob is not None:
+                value = encode_payload(value, str(self.knobs[self.operator.codec_knob]))
         except KeyboardInterrupt:
             raise
         # Whatever an operator raises ends this request alone, be it SystemExit or CancelledError.
@@ -65,6 +75,38 @@ class BoundOperator:
             problem = error.problem if inner else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
             raise InferenceError(self.operator.name, problem) from error
         return value
+
+    def items_in(self, inputs: Mapping[str, Value]) -> int | None:
+        """How many items it would work through; None if it is no fan-out."""
+        if self.operator.items is None:
+            return None
+        listed = inputs[self.operator.items]
+        return len(listed) if isinstance(listed, list | tuple) else 0
+
+    def _once(self, inputs: Mapping[str, Value], state: State | None) -> Value:
+        if self.operator.stateful:
+            stateful = cast("StatefulFunction", self.function)
+            return stateful(inputs, self.knobs, self.model, State() if state is None else state)
+        return cast("OperatorFunction", self.function)(inputs, self.knobs, self.model)
+
+    def _item_by_item(self, inputs: Mapping[str, Value]) -> list[Value]:
+        """What it makes of every item, a batch at a time; of no list (a frame that was skipped) nothing."""
+        name = self.operator.items
+        assert name is not None
+        items = inputs[name]
+        if items is None:
+            return []
+        if not isinstance(items, list | tuple):
+            raise TypeError(f"{name!r} made {type(items).__name__}, not a list of items")
+        made: list[Value] = []
+        for start in range(0, len(items), self.operator.items_batch):
+            batch = items[start : start + self.operator.items_batch]
+            out = self._once({**inputs, name: batch}, None)
+            if not isinstance(out, list | tuple) or len(out) != len(batch):
+                found = f"{len(out)} values" if isinstance(out, list | tuple) else type(out).__name__
+                raise TypeError(f"it made {found} of {len(batch)} items; one each is wanted, in a list")
+            made.extend(out)
+        return made
 
 
 class OperatorHost:

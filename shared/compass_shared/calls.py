@@ -44,6 +44,10 @@ class CallHeader:
     knobs: Mapping[str, Mapping[str, KnobValue]]
     exports: tuple[str, ...]
     """Operators whose values the caller wants back."""
+    stream: int = 0
+    """Which of the query's streams the request is part of; a higher one replaces a lower one."""
+    position: int = 0
+    """Which request of the stream it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class OperatorTiming:
     cpu_s: float
     device_s: float
     """Time that the machine needs for it: ``wall_s``, without the overruns of an emulated one."""
+    items: int | None = None
+    """Items that it worked through, of a fan-out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ class SloTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     latency_p95_s: float
     accuracy: float
     cost_usd_per_1000: float
+    metrics: dict[str, float] = {}
+    """Extra metric of the pipeline -> its least mean."""
 
 
 class QueryTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -303,6 +305,7 @@ def _query(table: QueryTable, *, field: str) -> Query:
             latency_p95_s=table.slo.latency_p95_s,
             accuracy=table.slo.accuracy,
             cost_usd_per_1000=table.slo.cost_usd_per_1000,
+            metrics=table.slo.metrics,
         ),
     )
     return check_query(query, field=field)

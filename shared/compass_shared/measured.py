@@ -44,6 +44,8 @@ class OperatorRun(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int
     """Size of the encoded output; 0 where it failed."""
     failed: bool = False
+    items: int | None = None
+    """Items that it worked through, of a fan-out."""
 
 
 class InputInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,6 +47,19 @@ class Operator:
     """Knob values under which ``model`` is needed at all (a skip knob)."""
     speed_class: str = "python"
     """What scales alike from one site to another: runtime, precision, memory- or compute-bound."""
+    must_run_on: tuple[str, ...] = ()
+    """Tiers (``device``, ``edge``, ``cloud``) or ``origin``, the only places it may run at; empty: anywhere.
+
+    For privacy (raw pictures stay where they arise), licences, or hardware.
+    """
+    stateful: bool = False
+    """Whether it keeps something from one request of a query to the next (a tracker, a stream's buffer)."""
+    items: str | None = None
+    """The upstream operator whose list it works through, item by item: a fan-out."""
+    items_batch: int = 16
+    """Most items that one call of its function gets."""
+    codec_knob: str | None = None
+    """The knob whose value names the codec of its output, see ``compass_shared.payloads``."""
 
     def model_for(self, knobs: Knobs) -> str | None:
         """Name of the model that these knobs select, or None."""
@@ -81,6 +94,12 @@ class InputSet:
     assets: Mapping[str, str] = field(default_factory=dict)
     features: str | None = None
     """Function from an input's value to numbers that say what it is like."""
+    sequences: bool = False
+    """Whether an input is a clip: a list of consecutive requests of one stream, its truth in a list as long.
+
+    The metric is then called with the list of outputs and the list of truths; operators start a clip without
+    state. An output is None where a request was lost.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +112,13 @@ class Pipeline:
     operators: tuple[Operator, ...]
     output: str
     metric: Metric | None = None
+    """What the accuracy of a query's SLO is about."""
+    extra_metrics: tuple[Metric, ...] = ()
+    """Further qualities, measured beside it; an SLO may set a floor for each."""
     inputs: InputSet | None = None
     models: Mapping[str, ModelRef] = field(default_factory=dict)
+    fixed_split: Mapping[str, str] = field(default_factory=dict)
+    """Operator -> tier: how a practitioner would split it by hand, the baseline that demos compare with."""
     digest: str = ""
     """SHA-256 of the declarative part; an assignment names the one it was planned for."""
 
@@ -123,6 +147,11 @@ class Pipeline:
             for values in operator.knobs.values():
                 count *= len(values)
         return count
+
+    @property
+    def stateful(self) -> bool:
+        """Whether any operator keeps state from request to request."""
+        return any(operator.stateful for operator in self.operators)
 
     def config_key(self, config: Config) -> str:
         """Canonical text of a config: the key of accuracy tables."""

@@ -15,7 +15,9 @@ import msgspec
 from compass_shared.errors import ConfigError
 from compass_shared.model_ref import ModelRef, model_ref_from
 from compass_shared.names import is_name
+from compass_shared.payloads import check_codec
 from compass_shared.pipeline import REQUEST, InputSet, Metric, Operator, Pipeline, knob_text
+from compass_shared.site import Tier
 from compass_shared.toml_file import convert, line_of, read_toml
 from compass_shared.values import KnobValue
 
@@ -23,6 +25,10 @@ FILE_NAME = "pipeline.toml"
 SCHEMA = 1
 RUNTIMES = ("python", "onnx", "tflite")
 METRIC_KINDS = ("mean", "ratio")
+ORIGIN = "origin"
+PLACES = (ORIGIN, *(tier.value for tier in Tier))
+"""What ``must_run_on`` may name."""
+MAX_ITEMS_BATCH = 4096
 MAX_CONFIGS = 10**12
 """Spaces that large are searched; whatever lists configs has a limit of its own."""
 
@@ -42,10 +48,15 @@ class OperatorTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model_knob: str | None = None
     model_when: dict[str, KnobValue] = {}
     speed_class: str = "python"
+    must_run_on: str | tuple[str, ...] = ()
+    stateful: bool = False
+    items: str | None = None
+    items_batch: int = 16
+    codec_knob: str | None = None
 
 
 class MetricTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[metric]`` table."""
+    """The ``[metric]`` table, or one of ``[[extra_metrics]]``."""
 
     name: str
     function: str
@@ -59,6 +70,7 @@ class InputsTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     splits: dict[str, int]
     assets: dict[str, str] = {}
     features: str | None = None
+    sequences: bool = False
 
 
 class PipelineDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +83,9 @@ class PipelineDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     output: str
     description: str = ""
     metric: MetricTable | None = None
+    extra_metrics: tuple[MetricTable, ...] = ()
     inputs: InputsTable | None = None
+    fixed_split: dict[str, str] = {}
     models: dict[str, dict[str, Any]] = {}
 
 
@@ -125,9 +139,8 @@ def pipeline_from(document: PipelineDocument, *, digest: str) -> Pipeline:
     if document.output not in {operator.name for operator in operators}:
         raise ConfigError(f"no operator is called {document.output!r}", field="output")
     _check_all_used(document)
-    if document.metric is not None and document.metric.kind not in METRIC_KINDS:
-        known = ", ".join(METRIC_KINDS)
-        raise ConfigError(f"{document.metric.kind!r} is not one of {known}", field="metric.kind")
+    _check_metrics(document)
+    _check_split(document)
     pipeline = Pipeline(
         name=document.name,
         version=document.version,
@@ -135,6 +148,8 @@ def pipeline_from(document: PipelineDocument, *, digest: str) -> Pipeline:
         operators=operators,
         output=document.output,
         metric=_as(Metric, document.metric),
+        extra_metrics=tuple(_as(Metric, table) for table in document.extra_metrics),
+        fixed_split=document.fixed_split,
         inputs=_as(InputSet, document.inputs),
         models=models,
         digest=digest,
@@ -179,6 +194,70 @@ def _check_operator(
     if table.function is not None and table.function.count(":") != 1:
         raise ConfigError(f"{table.function!r} is not 'module:function'", field=f"{field}.function")
     _check_knobs(table, models, field=field)
+    _check_places(table, field=field)
+    _check_items(table, field=field)
+    _check_codecs(table, document, field=field)
+
+
+def _places(table: OperatorTable) -> tuple[str, ...]:
+    return (table.must_run_on,) if isinstance(table.must_run_on, str) else table.must_run_on
+
+
+def _check_places(table: OperatorTable, *, field: str) -> None:
+    for place in _places(table):
+        if place not in PLACES:
+            raise ConfigError(f"{place!r} is not one of {', '.join(PLACES)}", field=f"{field}.must_run_on")
+
+
+def _check_items(table: OperatorTable, *, field: str) -> None:
+    if table.items is not None and table.items not in table.inputs:
+        raise ConfigError(f"{table.items!r} is not among its inputs", field=f"{field}.items")
+    if not 1 <= table.items_batch <= MAX_ITEMS_BATCH:
+        problem = f"{table.items_batch} must lie between 1 and {MAX_ITEMS_BATCH}"
+        raise ConfigError(problem, field=f"{field}.items_batch")
+    if table.items is not None and table.stateful:
+        raise ConfigError("what works item by item keeps no state", field=f"{field}.stateful")
+
+
+def _check_codecs(table: OperatorTable, document: PipelineDocument, *, field: str) -> None:
+    if table.codec_knob is None:
+        return
+    if table.codec_knob not in table.knobs:
+        raise ConfigError(f"there is no knob {table.codec_knob!r}", field=f"{field}.codec_knob")
+    if table.name == document.output:
+        raise ConfigError("the pipeline's output is not encoded", field=f"{field}.codec_knob")
+    for value in table.knobs[table.codec_knob]:
+        check_codec(value, field=f"{field}.knobs.{table.codec_knob}")
+
+
+def _check_metrics(document: PipelineDocument) -> None:
+    listed = [(table, f"extra_metrics[{index}]") for index, table in enumerate(document.extra_metrics)]
+    if document.metric is None and listed:
+        raise ConfigError("[metric] comes first: it is what the accuracy of an SLO means", field="metric")
+    if document.metric is not None:
+        listed.insert(0, (document.metric, "metric"))
+    seen: set[str] = set()
+    for table, field in listed:
+        if table.kind not in METRIC_KINDS:
+            known = ", ".join(METRIC_KINDS)
+            raise ConfigError(f"{table.kind!r} is not one of {known}", field=f"{field}.kind")
+        if table.name in seen:
+            raise ConfigError(f"two metrics are called {table.name!r}", field=f"{field}.name")
+        seen.add(table.name)
+
+
+def _check_split(document: PipelineDocument) -> None:
+    if not document.fixed_split:
+        return
+    names = {table.name for table in document.operators}
+    if missing := sorted(names - set(document.fixed_split)):
+        raise ConfigError(f"names no tier for operator {missing[0]!r}", field="fixed_split")
+    tiers = [tier.value for tier in Tier]
+    for name, tier in document.fixed_split.items():
+        if name not in names:
+            raise ConfigError(f"no operator is called {name!r}", field=f"fixed_split.{name}")
+        if tier not in tiers:
+            raise ConfigError(f"{tier!r} is not one of {', '.join(tiers)}", field=f"fixed_split.{name}")
 
 
 def _check_knobs(table: OperatorTable, models: Mapping[str, ModelRef], *, field: str) -> None:
@@ -247,7 +326,12 @@ def _in_order(document: PipelineDocument) -> tuple[Operator, ...]:
         ready = sorted(sorter.get_ready(), key=list(by_name).index)
         order.extend(ready)
         sorter.done(*ready)
-    return tuple(_as(Operator, by_name[name]) for name in order)
+    return tuple(_operator(by_name[name]) for name in order)
+
+
+def _operator(table: OperatorTable) -> Operator:
+    values = msgspec.structs.asdict(table)
+    return Operator(**{**values, "must_run_on": _places(table)})
 
 
 def _check_all_used(document: PipelineDocument) -> None:

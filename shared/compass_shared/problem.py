@@ -27,8 +27,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from compass_shared.errors import PlanningError
-from compass_shared.pipeline import Pipeline
-from compass_shared.profile import AccuracyTable, SiteProfile
+from compass_shared.pipeline import Operator, Pipeline
+from compass_shared.profile import AccuracyTable, SiteProfile, meeting
 from compass_shared.query import Query
 from compass_shared.site import Link, Site, cores_resource, link_resource
 
@@ -91,3 +91,19 @@ class Problem:
             and (name, query.pipeline) in self.profiles
         ]
         return (query.origin, *others)
+
+    def sites_of(self, query: Query, operator: Operator) -> tuple[str, ...]:
+        """Those of ``sites_for`` at which this operator may run: its placement constraint holds there."""
+        return tuple(site for site in self.sites_for(query) if self.may_run(query, operator, site))
+
+    def may_run(self, query: Query, operator: Operator, site: str) -> bool:
+        """Whether an operator's placement constraint lets it run at a site; speed and memory aside."""
+        places = operator.must_run_on
+        if not places or ("origin" in places and site == query.origin):
+            return True
+        return self.sites[site].tier.value in places
+
+    def accuracy_for(self, query: Query) -> AccuracyTable | None:
+        """Accuracy of the configs that a query may be given: those that reach its extra metrics' floors."""
+        table = self.accuracy.get(query.pipeline)
+        return None if table is None else meeting(table, query.slo.metrics)

@@ -32,6 +32,11 @@ class OperatorProfile:
     """Low and high of the mean, where it is known how far it may be off."""
     p95_interval_s: tuple[float, float] | None = None
     """Low and high of the quantile."""
+    items_mean: float | None = None
+    """Items that a call worked through, of a fan-out; None where the operator is none."""
+    items_var: float = 0.0
+    item_s: float = 0.0
+    """Time that one item more takes, as a part of ``mean_s``: ``mean_s = constant + item_s * items_mean``."""
 
     def scaled(self, slowdown: float, overhead_s: float) -> OperatorProfile:
         """The same on a machine that takes ``slowdown`` times as long, plus a constant a call."""
@@ -42,6 +47,7 @@ class OperatorProfile:
             p95_s=slowdown * self.p95_s + overhead_s,
             mean_interval_s=_scaled(self.mean_interval_s, slowdown, overhead_s),
             p95_interval_s=_scaled(self.p95_interval_s, slowdown, overhead_s),
+            item_s=slowdown * self.item_s,
         )
 
 
@@ -140,6 +146,8 @@ class AccuracyTable:
     inputs: int = 0
     """Inputs in the split, measured or not; 0 where nobody wrote it down."""
     provenance: Mapping[str, object] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Accuracy]] = field(default_factory=dict)
+    """Extra metric -> config key -> its mean, of the configs that were measured."""
 
 
 def lower_bound(table: AccuracyTable, z: float) -> AccuracyTable:
@@ -157,8 +165,32 @@ def lower_bound(table: AccuracyTable, z: float) -> AccuracyTable:
     """
     if not z >= 0:
         raise ValueError(f"z must be >= 0, got {z}")
-    configs = {
-        key: replace(found, mean=max(0.0, found.mean - z * found.standard_error))
-        for key, found in table.configs.items()
-    }
-    return replace(table, configs=configs)
+
+    def lowered(configs: Mapping[str, Accuracy]) -> dict[str, Accuracy]:
+        return {
+            key: replace(found, mean=max(0.0, found.mean - z * found.standard_error))
+            for key, found in configs.items()
+        }
+
+    others = {metric: lowered(configs) for metric, configs in table.others.items()}
+    return replace(table, configs=lowered(table.configs), others=others)
+
+
+def meeting(table: AccuracyTable, floors: Mapping[str, float]) -> AccuracyTable:
+    """The configs whose extra metrics reach these floors; without floors the table itself.
+
+    Args:
+        table: All configs.
+        floors: Extra metric -> least mean. A config in which one was not measured does not reach it.
+    """
+    if not floors:
+        return table
+
+    def reaches(key: str) -> bool:
+        known = [table.others.get(metric, {}).get(key) for metric in floors]
+        return all(
+            found is not None and found.mean >= least
+            for found, least in zip(known, floors.values(), strict=True)
+        )
+
+    return replace(table, configs={key: found for key, found in table.configs.items() if reaches(key)})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from compass_shared.errors import ConfigError
 
@@ -12,13 +13,15 @@ SMALLEST, LARGEST = 1e-6, 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
-    """Service level objectives; a query is met only when all three are."""
+    """Service level objectives; a query is met only when all are."""
 
     latency_p95_s: float
     accuracy: float
     """Least mean of the pipeline's metric, in [0, 1]."""
     cost_usd_per_1000: float
     """Most that 1,000 requests may cost."""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Extra metric of the pipeline -> its least mean, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,4 +59,7 @@ def check_query(query: Query, *, field: str = "query") -> Query:
     if not 0 <= query.slo.cost_usd_per_1000 <= LARGEST:
         problem = f"{query.slo.cost_usd_per_1000} must lie between 0 and {LARGEST:g}"
         raise ConfigError(problem, field=f"{field}.slo.cost_usd_per_1000")
+    for name, least in query.slo.metrics.items():
+        if not 0 <= least <= 1:
+            raise ConfigError(f"{least} must lie in [0, 1]", field=f"{field}.slo.metrics.{name}")
     return query

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, Union
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,14 +66,42 @@ class OperatorFunction(Protocol):
         """
 
 
+class State(dict[str, Any]):
+    """What a stateful operator keeps from one request of a stream to the next; it starts empty.
+
+    It holds whatever the operator's code puts into it and never leaves the process. It is gone after a move
+    to another site, a change of the operator's knobs, or a new stream: code rebuilds it from what comes.
+    """
+
+    __slots__ = ("gap",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gap = 0
+        """Requests of the stream that were not seen here since the last one; negative for a late one."""
+
+
+class StatefulFunction(Protocol):
+    """The Python of an operator that keeps state; calls for one stream come one at a time."""
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Value],
+        knobs: Mapping[str, KnobValue],
+        model: Model | None,
+        state: State,
+    ) -> Value:
+        """Compute the operator's output and change ``state`` in place; the rest as ``OperatorFunction``."""
+
+
 class Example(NamedTuple):
     """One input with its ground truth."""
 
     name: str
     """Unique and stable within the input set."""
     value: Value
-    """What a request would carry."""
+    """What a request would carry; of sequences a list of such."""
     truth: Value
-    """What the metric compares the pipeline's output with."""
+    """What the metric compares the pipeline's output with; of sequences a list, one a request."""
     group: str
     """Stratum, such as the level of degradation."""

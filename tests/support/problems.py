@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.plan import Plan
@@ -91,7 +92,7 @@ def with_queries(problem: Problem, *queries: Query) -> Problem:
     return replace(problem, queries=queries)
 
 
-def with_slo(query: Query, **fields: float) -> Query:
+def with_slo(query: Query, **fields: Any) -> Query:
     """The same query with some objectives changed: ``with_slo(query, accuracy=0.9)``."""
     return replace(query, slo=replace(query.slo, **fields))
 
