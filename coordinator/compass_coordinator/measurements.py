@@ -51,6 +51,11 @@ class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Low and high of the mean, where it is known how far it may be off."""
     p95_interval_s: tuple[NotNegative, NotNegative] | None = None
     """Low and high of the quantile."""
+    items_mean: NotNegative | None = None
+    """Items that a call worked through, of a fan-out; None where the operator is none."""
+    items_var: NotNegative = 0.0
+    item_s: NotNegative = 0.0
+    """Time that one item more takes, as a part of ``mean_s``."""
 
     def profile(self, variant: str, speed_class: str) -> OperatorProfile:
         """The same as planners take it.
@@ -71,6 +76,9 @@ class VariantWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             memory_bytes=self.memory_bytes,
             mean_interval_s=self.mean_interval_s,
             p95_interval_s=self.p95_interval_s,
+            items_mean=self.items_mean,
+            items_var=self.items_var,
+            item_s=self.item_s,
         )
 
 

@@ -36,6 +36,8 @@ class AccuracyDocument(
     """Inputs in the split, measured or not; 0 where nobody wrote it down."""
     provenance: dict[str, object]
     configs: dict[str, Accuracy]
+    others: dict[str, dict[str, Accuracy]] = {}
+    """Extra metric -> config key -> its mean, of the configs that were measured."""
 
 
 def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable:
@@ -58,9 +60,12 @@ def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable
         raise ProfileError(f"{path}: {error}") from error
     if document.schema != SCHEMA or document.kind != "accuracy":
         raise ProfileError(f"{path}: expected an accuracy table of schema {SCHEMA}")
-    for key, accuracy in document.configs.items():
-        if (problem := _problem(accuracy, document.inputs)) is not None:
-            raise ProfileError(f"{path}: [configs.{key}]: {problem}")
+    listed = {"configs": document.configs}
+    listed |= {f"others.{metric}": configs for metric, configs in document.others.items()}
+    for name, configs in listed.items():
+        for key, accuracy in configs.items():
+            if (problem := _problem(accuracy, document.inputs)) is not None:
+                raise ProfileError(f"{path}: [{name}.{key}]: {problem}")
     table = AccuracyTable(
         pipeline=document.pipeline,
         metric=document.metric,
@@ -69,6 +74,7 @@ def load_accuracy(path: Path, pipeline: Pipeline | None = None) -> AccuracyTable
         confidence=document.confidence,
         inputs=document.inputs,
         provenance=document.provenance,
+        others=document.others,
     )
     if pipeline is not None:
         check_belongs(table, pipeline, source=str(path))
@@ -115,8 +121,14 @@ def accuracy_bytes(table: AccuracyTable) -> bytes:
         configs={},
     )
     built = msgspec.to_builtins(document)
-    built["configs"] = {key: _entry(found) for key, found in table.configs.items()}
+    built["configs"] = _entries(table.configs)
+    if table.others:
+        built["others"] = {metric: _entries(configs) for metric, configs in table.others.items()}
     return msgspec.json.format(msgspec.json.encode(built), indent=1) + b"\n"
+
+
+def _entries(configs: Mapping[str, Accuracy]) -> dict[str, object]:
+    return {key: _entry(found) for key, found in configs.items()}
 
 
 def _entry(found: Accuracy) -> dict[str, object]:
