@@ -15,6 +15,7 @@ import numpy as np
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
+from compass_shared.model_ref import Scheme
 from compass_shared.payloads import decode_payload, encode_payload
 from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import State
@@ -216,7 +217,9 @@ class OperatorHost:
         bundle = self._bundles[name]
         path = bundle.fetch(model, self._store)
         ref = bundle.pipeline.models[model]
-        assets = {asset: bundle.fetch(other, self._store) for asset, other in ref.assets.items()}
+        # What a model was made of is not wanted once it is there.
+        wanted = {} if ref.origin.scheme is Scheme.MADE else ref.assets
+        assets = {asset: bundle.fetch(other, self._store) for asset, other in wanted.items()}
         return HostedModel(
             self._load(runtime, path, ref.sha256, model), MappingProxyType({"model": path, **assets})
         )

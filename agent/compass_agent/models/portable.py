@@ -61,7 +61,7 @@ def export_models(
     held = {model.sha256: model for model in _read_index(destination)} if _has_index(destination) else {}
     exported: dict[str, PortableModel] = {}
     for name, ref in refs.items():
-        path = store.fetch(ref, name=name, base=base)
+        path = store.fetch(ref, name=name, base=base, others=refs)
         known = exported.get(ref.sha256) or held.get(ref.sha256)
         names = tuple(sorted({name, *(known.names if known else ())}))
         exported[ref.sha256] = PortableModel(

@@ -14,6 +14,8 @@ class State(str, Enum):
     WAITING = "waiting"
     """Another thread or process is fetching the same thing."""
     DOWNLOADING = "downloading"
+    MAKING = "making"
+    """The bundle's code makes it of other models."""
     VERIFYING = "verifying"
     REFUSED = "refused"
     """A peer sent nothing usable; the next source is asked."""

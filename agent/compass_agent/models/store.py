@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from compass_agent.models.made import make_model
 from compass_agent.models.progress import Limits, ProgressCallback, Reporter, State
 from compass_agent.models.sources import take_from_origin, take_from_peer
 from compass_agent.models.unpack import unpack
 from compass_shared.errors import ModelLoadError
 from compass_shared.model_cache import ModelCache
-from compass_shared.model_ref import ModelRef
+from compass_shared.model_ref import ModelRef, Scheme
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +44,22 @@ class ModelStore:
         self.limits = limits or Limits()
         self._progress = progress
 
-    def fetch(self, ref: ModelRef, *, name: str = "", base: Path | None = None) -> Path:
+    def fetch(
+        self,
+        ref: ModelRef,
+        *,
+        name: str = "",
+        base: Path | None = None,
+        others: Mapping[str, ModelRef] | None = None,
+    ) -> Path:
         """Path of the model's verified file in the cache, fetched if need be.
 
         Args:
             ref: What to fetch.
             name: The model's name, for progress and errors; its URI if empty.
-            base: Folder that relative ``file:`` URIs start from: the bundle's.
+            base: Folder that relative ``file:`` URIs start from, and that has the code of ``made:``: the
+                bundle's.
+            others: The bundle's other models; what is made may be made of them.
 
         Raises:
             ModelLoadError: If no source has it, or a hash or size is not the one that ``ref`` states.
@@ -58,7 +68,8 @@ class ModelStore:
         with _naming(report.name):
             path, source = self.cache.verified(ref.sha256), "cache"
             if path is None:
-                path, source = self._obtain(ref, base, report)
+                parts = self._parts(ref, base, others or {})
+                path, source = self._obtain(ref, base, parts, report)
             size_bytes = path.stat().st_size
             _check_stated("size_bytes", ref.size_bytes, size_bytes)
         report.tell(State.DONE, source, done_bytes=size_bytes, total_bytes=size_bytes)
@@ -70,9 +81,21 @@ class ModelStore:
         Raises:
             ModelLoadError: At the first that fails.
         """
-        return {name: self.fetch(ref, name=name, base=base) for name, ref in refs.items()}
+        return {name: self.fetch(ref, name=name, base=base, others=refs) for name, ref in refs.items()}
 
-    def _obtain(self, ref: ModelRef, base: Path | None, report: Reporter) -> tuple[Path, str]:
+    def _parts(self, ref: ModelRef, base: Path | None, others: Mapping[str, ModelRef]) -> dict[str, Path]:
+        """What a model is made of, fetched before its own lock is taken."""
+        if ref.origin.scheme is not Scheme.MADE:
+            return {}
+        if missing := sorted(set(ref.assets.values()) - set(others)):
+            raise ModelLoadError(f"is made of {missing[0]!r}, which is no model of its pipeline")
+        if nested := [n for n in ref.assets.values() if others[n].origin.scheme is Scheme.MADE]:
+            raise ModelLoadError(f"is made of {nested[0]!r}, which is itself made; make it in one go")
+        return {asset: self.fetch(others[name], name=name, base=base) for asset, name in ref.assets.items()}
+
+    def _obtain(
+        self, ref: ModelRef, base: Path | None, parts: Mapping[str, Path], report: Reporter
+    ) -> tuple[Path, str]:
         """The file and its source, with the model's lock held."""
         with self._staging(f"model-{ref.sha256}", report) as folder:
             if held := self.cache.verified(ref.sha256):
@@ -83,7 +106,7 @@ class ModelStore:
                 if found := self._from_peer(ref, peer, folder / "peer", report, refusals):
                     return found, peer
             try:
-                return self._from_origin(ref, base, folder, report), ref.uri
+                return self._from_origin(ref, base, parts, folder, report), ref.uri
             except ModelLoadError as error:
                 raise _with_refusals(error, refusals) from error
 
@@ -100,8 +123,13 @@ class ModelStore:
             _log.info("model %s: peer %s: %s", report.name, peer, error)
             return None
 
-    def _from_origin(self, ref: ModelRef, base: Path | None, folder: Path, report: Reporter) -> Path:
-        if ref.has_archive:
+    def _from_origin(
+        self, ref: ModelRef, base: Path | None, parts: Mapping[str, Path], folder: Path, report: Reporter
+    ) -> Path:
+        if ref.origin.scheme is Scheme.MADE:
+            report.tell(State.MAKING, ref.uri)
+            file = make_model(ref, folder / "made", base=base, parts=parts, limits=self.limits)
+        elif ref.has_archive:
             archive = self._archive(ref, base, report)
             file = folder / "member"
             unpack(archive, ref, file, limit_bytes=self.limits.max_member_bytes)
