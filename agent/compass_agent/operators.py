@@ -14,6 +14,7 @@ import numpy as np
 
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
+from compass_agent.runtimes.openai import open_endpoint
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
 from compass_shared.model_ref import Scheme
 from compass_shared.payloads import decode_payload, encode_payload
@@ -21,7 +22,7 @@ from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import State
 
 if TYPE_CHECKING:
-    from compass_shared.values import Array, Model, OperatorFunction, StatefulFunction, Value
+    from compass_shared.values import Array, ChatModel, Model, OperatorFunction, StatefulFunction, Value
 
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -139,6 +140,8 @@ class OperatorHost:
         self._runtimes: _Once[str, Runtime] = _Once(open_runtime)
         self._bound: _Once[tuple[str, str], BoundOperator] = _Once(self._bind)
         self._models: _Once[tuple[str, str, str], HostedModel] = _Once(self._host)
+        self._endpoints: _Once[tuple[str, str], Model] = _Once(lambda key: open_endpoint(*key))
+        """Endpoint and what it calls the model -> the endpoint."""
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         """Runtime and SHA-256 -> open model."""
         self._load_lock = threading.Lock()
@@ -204,12 +207,17 @@ class OperatorHost:
         if key not in self._variants:
             raise ConfigError(f"pipeline {pipeline.name!r} has no variant {variant!r}")
         operator, knobs = self._variants[key]
-        model = operator.model_for(knobs)
+        model, endpoint = operator.model_for(knobs), operator.endpoint_for(knobs)
+        hosted: Model | None = None
+        if endpoint is not None:
+            hosted = self._endpoints[endpoint, pipeline.endpoints[endpoint].model]
+        elif model is not None:
+            hosted = self._models[name, operator.runtime, model]
         return BoundOperator(
             operator=operator,
             knobs=MappingProxyType(knobs),
-            function=self._bundles[name].functions.get(operator.name, run_model),
-            model=None if model is None else self._models[name, operator.runtime, model],
+            function=self._bundles[name].functions.get(operator.name, ask if endpoint else run_model),
+            model=hosted,
         )
 
     def _host(self, key: tuple[str, str, str]) -> HostedModel:
@@ -270,6 +278,14 @@ def run_model(inputs: Mapping[str, Value], knobs: Knobs, model: Model | None) ->
     feed = value if isinstance(value, Mapping) else {model.input_names[0]: value}
     outputs = model.run(feed)  # type: ignore[arg-type]  # the runtime refuses what is not an array
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def ask(inputs: Mapping[str, Value], knobs: Knobs, model: Model | None) -> Value:  # noqa: ARG001
+    """What an ``openai`` operator without a function does: its one upstream text is the prompt."""
+    (value,) = inputs.values()
+    if not isinstance(value, str):
+        raise TypeError(f"a prompt is text, not {type(value).__name__}")
+    return cast("ChatModel", model).complete([{"role": "user", "content": value}])
 
 
 _PLAIN = frozenset({type(None), bool, bytes, float, int, str})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from compass_shared.errors import ConfigError
+from compass_shared.pipeline import ENDPOINT_CLASS
 
 Result = TypeVar("Result")
 
@@ -74,6 +75,8 @@ class Pace:
 
     def slowdown(self, speed_class: str) -> float:
         """Slowdown of one speed class, >= 1."""
+        if speed_class == ENDPOINT_CLASS:
+            return 1.0
         return self._slowdown.get(speed_class, self._default)
 
     def run(self, speed_class: str, call: Callable[[], Result]) -> Paced[Result]:
@@ -83,6 +86,9 @@ class Pace:
         value = call()
         cpu_s = self._thread_time() - cpu_start_s
         wall_s = self._wall_time() - wall_start_s
+        if speed_class == ENDPOINT_CLASS:
+            # It waits for another machine, and holds its thread for as long.
+            return Paced(value=value, wall_s=wall_s, cpu_s=cpu_s, busy_s=wall_s, overrun_s=0.0)
         busy_s, overrun_s = slowdown * cpu_s, 0.0
         if slowdown > 1:
             if wall_s < busy_s:

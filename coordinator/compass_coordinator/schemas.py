@@ -16,7 +16,7 @@ import msgspec
 from compass_coordinator.measurements import MeasurementsDocument
 from compass_coordinator.plan_document import PlanDocument
 from compass_shared.fleet_file import FleetDocument
-from compass_shared.pipeline_file import PipelineDocument
+from compass_shared.pipeline_tables import PipelineDocument
 from compass_shared.profile_file import AccuracyDocument
 
 DOCUMENTS: Mapping[str, tuple[type, str]] = {

@@ -22,6 +22,11 @@ from compass_shared.values import KnobValue
 REQUEST = "request"
 """Name under which an operator lists the request's own input."""
 
+OPENAI = "openai"
+"""The runtime whose models are endpoints rather than files."""
+ENDPOINT_CLASS = "endpoint"
+"""Speed class of operators that ask one: it is as fast wherever it is asked from."""
+
 Knobs: TypeAlias = Mapping[str, KnobValue]
 Config: TypeAlias = Mapping[str, Knobs]
 """Operator name -> knob name -> value, for every operator of the pipeline."""
@@ -35,7 +40,7 @@ class Operator:
     inputs: tuple[str, ...]
     """Upstream operators, or ``"request"``."""
     runtime: str
-    """``python``, ``onnx`` or ``tflite``: what loads its model."""
+    """``python``, ``onnx`` or ``tflite``: what loads its model; ``openai``: whose endpoint is asked."""
     function: str | None = None
     """``module:function``; a leading dot means a module of the bundle's own folder."""
     knobs: Mapping[str, tuple[KnobValue, ...]] = field(default_factory=dict)
@@ -63,6 +68,13 @@ class Operator:
 
     def model_for(self, knobs: Knobs) -> str | None:
         """Name of the model that these knobs select, or None."""
+        return None if self.runtime == OPENAI else self._chosen(knobs)
+
+    def endpoint_for(self, knobs: Knobs) -> str | None:
+        """Name of the endpoint that these knobs select, or None."""
+        return self._chosen(knobs) if self.runtime == OPENAI else None
+
+    def _chosen(self, knobs: Knobs) -> str | None:
         if self.model_knob is not None:
             return str(knobs[self.model_knob])
         if self.model is None or any(knobs.get(name) != want for name, want in self.model_when.items()):
@@ -73,6 +85,14 @@ class Operator:
         """Every combination of this operator's own knob values, in file order."""
         for values in itertools.product(*self.knobs.values()):
             yield dict(zip(self.knobs, values, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible endpoint; each machine's environment says where it is."""
+
+    model: str
+    """What the endpoint calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +137,7 @@ class Pipeline:
     """Further qualities, measured beside it; an SLO may set a floor for each."""
     inputs: InputSet | None = None
     models: Mapping[str, ModelRef] = field(default_factory=dict)
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     fixed_split: Mapping[str, str] = field(default_factory=dict)
     """Operator -> tier: how a practitioner would split it by hand, the baseline that demos compare with."""
     digest: str = ""

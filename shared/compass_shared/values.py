@@ -51,6 +51,27 @@ class Model(Protocol):
         """
 
 
+class ChatModel(Protocol):
+    """The model of an ``openai`` operator as its code sees it."""
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """The model's next message.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` each.
+            max_tokens: Most that it may write.
+            temperature: 0 takes the likeliest token.
+            seed: For endpoints that draw.
+        """
+
+
 class OperatorFunction(Protocol):
     """The Python of one operator."""
 

@@ -18,7 +18,8 @@ from compass_shared.device_profile import load_device_profile
 from compass_shared.errors import ConfigError, ProfileError
 from compass_shared.fleet_file import Fleet, load_fleet
 from compass_shared.pipeline import REQUEST, Pipeline
-from compass_shared.pipeline_file import OperatorTable, PipelineDocument, load_pipeline, pipeline_from
+from compass_shared.pipeline_file import load_pipeline, pipeline_from
+from compass_shared.pipeline_tables import OperatorTable, PipelineDocument
 from compass_shared.profile_file import load_accuracy
 from compass_shared.query import check_query
 from compass_shared.resources import data_folder

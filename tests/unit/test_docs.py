@@ -42,7 +42,8 @@ from compass_shared import calls, codec, errors, framing, messages, topics
 from compass_shared.model_cache import ModelCache
 from compass_shared.model_ref import model_refs_from
 from compass_shared.pipeline import REQUEST
-from compass_shared.pipeline_file import MAX_CONFIGS, OperatorTable, PipelineDocument, load_pipeline
+from compass_shared.pipeline_file import MAX_CONFIGS, load_pipeline
+from compass_shared.pipeline_tables import OperatorTable, PipelineDocument
 from compass_shared.toml_file import read_toml
 from compass_shared.transport import QUEUE_LIMIT
 from support.markdown import ROOT, all_blocks, anchors, blocks, documents, links, page, spans, tables, words

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from compass_agent.runtimes.base import LoadedModel, Runtime
+from compass_agent.runtimes.openai import configured
 from compass_shared.errors import BackendError, ModelLoadError
 
 
@@ -63,6 +65,8 @@ def installed_runtimes() -> dict[str, str]:
     library that is there and broken is named as well; ``available_runtimes`` finds that out.
     """
     found = {"python": _version("python")} | {name: _installed(name) for name in _LIBRARIES}
+    if endpoints := configured(os.environ):
+        found["openai"] = f"endpoints {', '.join(endpoints)}"
     return {name: library for name, library in found.items() if library is not None}
 
 
