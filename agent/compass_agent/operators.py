@@ -14,7 +14,7 @@ import numpy as np
 
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
-from compass_agent.runtimes.openai import open_endpoint
+from compass_agent.runtimes.openai import ChatEndpoint, open_endpoint
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
 from compass_shared.model_ref import Scheme
 from compass_shared.payloads import decode_payload, encode_payload
@@ -140,7 +140,7 @@ class OperatorHost:
         self._runtimes: _Once[str, Runtime] = _Once(open_runtime)
         self._bound: _Once[tuple[str, str], BoundOperator] = _Once(self._bind)
         self._models: _Once[tuple[str, str, str], HostedModel] = _Once(self._host)
-        self._endpoints: _Once[tuple[str, str], Model] = _Once(lambda key: open_endpoint(*key))
+        self._endpoints: _Once[tuple[str, str], ChatEndpoint] = _Once(lambda key: open_endpoint(*key))
         """Endpoint and what it calls the model -> the endpoint."""
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         """Runtime and SHA-256 -> open model."""
@@ -195,6 +195,8 @@ class OperatorHost:
     def close(self) -> None:
         """Bind nothing any more: whatever runs operators one after the other ends after its present one."""
         self._closed = True
+        for endpoint in self._endpoints.made():
+            endpoint.close()
 
     def _bind_open(self, key: tuple[str, str]) -> BoundOperator:
         if self._closed:
@@ -250,6 +252,12 @@ class _Once(Generic[Key, Made]):
         self._make = make
         self._made: dict[Key, Future[Made]] = {}
         self._lock = threading.Lock()
+
+    def made(self) -> list[Made]:
+        """What was made so far."""
+        with self._lock:
+            futures = list(self._made.values())
+        return [future.result() for future in futures if future.done()]
 
     def __getitem__(self, key: Key) -> Made:
         with self._lock:

@@ -112,7 +112,8 @@ class ChatEndpoint:
         self._model = model
         self._settings = settings
         self._timeout_s = timeout_s
-        self._threads = threading.local()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ARG002
         """A chat model takes messages, not arrays."""
@@ -187,31 +188,41 @@ class ChatEndpoint:
         except (ValueError, RecursionError) as error:
             raise InferenceError(self._name, f"its answer is not JSON: {error}") from error
 
+    def close(self) -> None:
+        """Close the connections that wait for the next completion."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
     def _exchange(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Over this thread's connection; one that the endpoint closed meanwhile is opened again, once."""
-        headers = {**self._headers(), "Content-Type": "application/json"}
-        for fresh in (False, True):
-            held: http.client.HTTPConnection | None = getattr(self._threads, "connection", None)
-            connection = self._connect(self._timeout_s) if held is None or fresh else held
-            self._threads.connection = None
+        """Over a connection that is idle; one that the endpoint closed meanwhile gives way to a fresh one."""
+        with self._lock:
+            held = self._idle.pop() if self._idle else None
+        if held is not None:
             try:
-                connection.request("POST", self._path(path), body, headers)
-                response = connection.getresponse()
+                return self._exchange_over(held, path, body)
             except _STALE:
-                connection.close()
-                if held is None or fresh:
-                    raise
-                continue
-            except BaseException:
-                connection.close()
-                raise
+                pass
+        return self._exchange_over(self._connect(self._timeout_s), path, body)
+
+    def _exchange_over(
+        self, connection: http.client.HTTPConnection, path: str, body: bytes
+    ) -> tuple[int, bytes]:
+        headers = {**self._headers(), "Content-Type": "application/json"}
+        keep = False
+        try:
+            connection.request("POST", self._path(path), body, headers)
+            response = connection.getresponse()
             data = response.read(MAX_ANSWER_BYTES + 1)
-            if response.isclosed():
-                self._threads.connection = connection
+            keep = response.isclosed() and not response.will_close
+        finally:
+            if keep:
+                with self._lock:
+                    self._idle.append(connection)
             else:
                 connection.close()
-            return response.status, data
-        raise AssertionError("the second connection is fresh")
+        return response.status, data
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         parts = urlsplit(self._settings.url)
