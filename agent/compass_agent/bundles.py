@@ -47,12 +47,27 @@ class Bundle:
     def metric(self) -> Callable[[Value, Value], Any]:
         """The metric: ``(output, truth) -> score``, or two counts; see ``measure.scoring``.
 
+        Of sequences it takes the list of a clip's outputs, None where one was lost, and the list of truths.
+
         Raises:
             ConfigError: If the pipeline has none, or it cannot be imported.
         """
         if self.pipeline.metric is None:
             raise ConfigError("the pipeline has no metric", file=self.folder / FILE_NAME, field="metric")
         return function_of(self.package, self.pipeline.metric.function, self.folder, "metric.function")
+
+    def extra_metrics(self) -> dict[str, Callable[[Value, Value], Any]]:
+        """The further metrics by name, called like the metric.
+
+        Raises:
+            ConfigError: If one cannot be imported.
+        """
+        return {
+            metric.name: function_of(
+                self.package, metric.function, self.folder, f"extra_metrics.{metric.name}"
+            )
+            for metric in self.pipeline.extra_metrics
+        }
 
     def features(self) -> Callable[[Value], Any] | None:
         """What tells inputs apart, ``(value) -> numbers``; None if the pipeline leaves it to Compass.

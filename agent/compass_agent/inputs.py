@@ -13,18 +13,20 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import msgpack
 import msgspec
 
 from compass_agent.bundles import Bundle
+from compass_agent.measure.clips import is_sequence
 from compass_agent.models import ModelStore
 from compass_shared.errors import ConfigError, MessageError
 from compass_shared.files import write_atomically
 from compass_shared.framing import decode_value, encode_value
 from compass_shared.pipeline import InputSet
 from compass_shared.pipeline_file import FILE_NAME
-from compass_shared.values import Example
+from compass_shared.values import Example, Value
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ _LOG = ".measured.jsonl"
 """Of the names of a profiling run's log."""
 _NO_DATA = (".py", ".pyc", ".md", _LOG, f"{_LOG}.lock", ".progress")
 _PIECE_BYTES = 1 << 20
+_KEPT_AS = 2
+"""How sets are written down; another number makes other names."""
+_MAX_KEPT_BYTES = 1 << 30
 
 
 PROBE_SPLIT = "profiling"
@@ -49,10 +54,10 @@ def split_for_probes(inputs: InputSet) -> str:
 def load_examples(bundle: Bundle, split: str, store: ModelStore) -> Sequence[Example]:
     """The labelled inputs of one split, from the cache where they are.
 
-    Sets that cannot be framed (too large, or not of values) are made anew each time.
+    Sets that cannot be kept (too large, or not of values) are made anew each time.
 
     Raises:
-        ConfigError: If there is no such split, or what makes it fails.
+        ConfigError: If there is no such split, or what makes it fails, or gives clips that are none.
         ModelLoadError: If an asset cannot be had.
     """
     path = store.cache.root / _FOLDER / f"{_key(bundle, split)}.msgpack"
@@ -64,9 +69,27 @@ def load_examples(bundle: Bundle, split: str, store: ModelStore) -> Sequence[Exa
         if kept is not None:
             return kept
         examples = bundle.examples(split, store)
+        if is_sequence(bundle.pipeline):
+            check_clips(bundle, examples)
         _keep(path, examples)
         # Read back, so that the first process sees what all later ones do: lists where there were tuples.
         return _read(path) or examples
+
+
+def check_clips(bundle: Bundle, examples: Sequence[Example]) -> None:
+    """Refuse inputs that are no clips: lists of requests with a truth for each.
+
+    Raises:
+        ConfigError: Naming one of them.
+    """
+    for name, value, truth, _ in examples:
+        if not isinstance(value, list | tuple) or not isinstance(truth, list | tuple) or not value:
+            problem = f"input {name!r}: of sequences, value and truth are lists of one request or more"
+        elif len(value) != len(truth):
+            problem = f"input {name!r}: {len(value)} requests with {len(truth)} truths"
+        else:
+            continue
+        raise ConfigError(problem, file=bundle.folder, field="inputs.function")
 
 
 def check_names(bundle: Bundle, examples: Sequence[Example]) -> None:
@@ -96,6 +119,7 @@ def _key(bundle: Bundle, split: str) -> str:
         data_sha256(bundle.folder),
         assets,
         split,
+        _KEPT_AS,
     ]
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
@@ -146,17 +170,30 @@ def _file_sha256(path: Path) -> str:
 
 def _read(path: Path) -> list[Example] | None:
     try:
-        rows = cast("list[Any]", decode_value(path.read_bytes()))
-        return [Example(*row) for row in rows]
+        rows = msgpack.unpackb(path.read_bytes())
+        return [Example(*map(_from_frames, row)) for row in rows]  # type: ignore[arg-type]
     except FileNotFoundError:
         return None
-    except (OSError, MessageError, TypeError) as error:
+    except (OSError, ValueError, MessageError, TypeError, msgpack.exceptions.UnpackException) as error:
         logger.warning("inputs kept in %s are made anew: %s", path, error)
         return None
 
 
 def _keep(path: Path, examples: Sequence[Example]) -> None:
     try:
-        write_atomically(path, encode_value([list(example) for example in examples]))
+        content = msgpack.packb([[_frames(part) for part in example] for example in examples])
+        if len(content) <= _MAX_KEPT_BYTES:
+            write_atomically(path, content)
+        else:
+            logger.info("inputs of %d bytes are not kept", len(content))
     except (MessageError, OSError) as error:
         logger.info("inputs are not kept: %s", error)
+
+
+def _frames(part: Value) -> bytes | list[bytes]:
+    """A value as a frame, a list as one each: a clip is larger than a frame may be."""
+    return [encode_value(item) for item in part] if isinstance(part, list | tuple) else encode_value(part)
+
+
+def _from_frames(kept: bytes | list[bytes]) -> Value:
+    return [decode_value(frame) for frame in kept] if isinstance(kept, list) else decode_value(kept)

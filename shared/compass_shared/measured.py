@@ -33,8 +33,23 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """>= 0; 0 where the input has nothing to count."""
 
 
+class RequestRun(msgspec.Struct, frozen=True, array_like=True):
+    """What an operator took for one request."""
+
+    cpu_s: float
+    """Thread CPU seconds."""
+    output_bytes: int
+    """Size of the encoded output."""
+    items: int | None = None
+    """Items that it worked through, of a fan-out."""
+
+
 class OperatorRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One operator run that really ran; results found in memory are none."""
+    """One operator run over an input that really ran; results found in memory are none.
+
+    Of an input set of sequences it ran over a whole clip, request after request: its figures are of all of
+    them together, and ``each`` has those of single requests.
+    """
 
     variant: str
     """Key from ``pipeline.variant_key``."""
@@ -44,8 +59,19 @@ class OperatorRun(msgspec.Struct, frozen=True, kw_only=True):
     output_bytes: int
     """Size of the encoded output; 0 where it failed."""
     failed: bool = False
+    """Whether there is no output; of a clip, not of any request."""
     items: int | None = None
     """Items that it worked through, of a fan-out."""
+    each: tuple[RequestRun | None, ...] = ()
+    """Of a clip: every request in order, None where the operator failed or could not run; else empty."""
+
+    @property
+    def requests(self) -> dict[int, RequestRun]:
+        """Place in the input -> what that request took, of those that it made something of."""
+        if not self.each:
+            whole = RequestRun(self.cpu_s, self.output_bytes, self.items)
+            return {} if self.failed else {0: whole}
+        return {place: one for place, one in enumerate(self.each) if one is not None}
 
 
 class InputInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +83,13 @@ class InputInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Cheap and finite numbers that say what the input is like; as many for every input of a split."""
     size_bytes: int
     """Encoded size."""
+    request_bytes: tuple[int, ...] = ()
+    """Of a clip: the size of every request in order; else empty."""
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        """Size of every request of the input."""
+        return self.request_bytes or (self.size_bytes,)
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag="ready"):
@@ -73,6 +106,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag=
     metric: str
     kind: str
     """Of the metric: "mean" or "ratio"."""
+    extra_metrics: dict[str, str] = {}
+    """Further metrics -> kind; they are scored beside it."""
     inputs: tuple[InputInfo, ...]
     """In the input set's order; jobs name them by index."""
     models: dict[str, str] = {}
@@ -100,6 +135,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="message", tag="
     input: int
     scores: dict[str, Score | None]
     """Config key -> score; None where there is none, for the reason in ``problems``. See ``filled``."""
+    others: dict[str, dict[str, Score | None]] = {}
+    """Extra metric -> config key -> score, for the same configs; None where there is none."""
     problems: dict[str, str] = {}
     """Config key -> why it has no score: an operator failed, or the metric gave what is no score."""
     runs: tuple[OperatorRun, ...] = ()

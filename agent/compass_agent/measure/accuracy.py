@@ -220,7 +220,9 @@ def _measure_one(index: int) -> InputResult:
         bundle.pipeline,
         _task["configs"],
         _task["examples"][index],
-        run=lambda operator, inputs, knobs: host.run(bundle.pipeline.name, operator.name, inputs, knobs),
+        run=lambda operator, inputs, knobs, state=None: host.bind(bundle.pipeline.name, operator.name, knobs)(
+            inputs, state
+        ),
         score=_task["score"],
     )
 

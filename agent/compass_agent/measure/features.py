@@ -23,12 +23,15 @@ _LOOKED_AT_BYTES = 1 << 18
 Features = tuple[float, ...]
 
 
-def features_of(examples: Sequence[Example], own: Callable[[Value], Any] | None = None) -> list[Features]:
+def features_of(
+    examples: Sequence[Example], own: Callable[[Value], Any] | None = None, *, sequences: bool = False
+) -> list[Features]:
     """Features of every input, finite and as many for each.
 
     Args:
         examples: The inputs.
-        own: The bundle's ``inputs.features``, from an input's value to numbers.
+        own: The bundle's ``inputs.features``, from an input's value (of a clip a list) to numbers.
+        sequences: Whether inputs are clips: without ``own`` they have the means of their requests' features.
 
     Raises:
         ConfigError: The bundle's function failed, or gave what is no such features; names the input.
@@ -39,9 +42,18 @@ def features_of(examples: Sequence[Example], own: Callable[[Value], Any] | None 
             if len(numbers) != len(found[0]):
                 raise _wrong(example, f"{len(numbers)} numbers, {len(found[0])} of {examples[0].name!r}")
         return found
-    found = [default_features(example.value)[:MAX_FEATURES] for example in examples]
+    look = _of_clip if sequences else default_features
+    found = [look(example.value)[:MAX_FEATURES] for example in examples]
     longest = max(map(len, found), default=0)
     return [numbers + (0.0,) * (longest - len(numbers)) for numbers in found]
+
+
+def _of_clip(value: Value) -> Features:
+    """How long a clip is, and what its requests are like on average."""
+    assert isinstance(value, Sequence)
+    each = [default_features(one) for one in value]
+    alike = [numbers for numbers in each if len(numbers) == len(each[0])]
+    return (_log(len(each)), *(float(mean) for mean in np.mean(alike, axis=0)))
 
 
 def default_features(value: Value) -> Features:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compass_agent.measure.results_cache import ResultsCache, result_of
+from compass_agent.measure.results_cache import ResultsCache
 from compass_agent.measure.scoring import MetricFunction, score_of
-from compass_agent.measure.walk import RunOperator, Walk
+from compass_agent.measure.walk import RunOperator, Walk, request_of
 from compass_shared.measured import OperatorRun, Score, filled
 from compass_shared.pipeline import Config, Pipeline
 from compass_shared.values import Example
@@ -30,7 +30,7 @@ class InputResult:
     seconds: Mapping[str, float]
     """Variant -> thread CPU seconds spent in it, each shared result counted once."""
     runs: Mapping[str, int]
-    """Variant -> how often it really ran."""
+    """Variant -> how often it really ran; of a clip each request counts."""
     denominators: tuple[float, ...] = ()
     """Of a ratio metric, what the scores are to be divided by; of others empty."""
 
@@ -58,7 +58,7 @@ def measure_input(
     """
     kind = "mean" if pipeline.metric is None else pipeline.metric.kind
     walk = Walk(pipeline, run=run, cache=ResultsCache())
-    request = result_of(example.value)
+    request = request_of(pipeline, example)
     scored: dict[bytes, Score] = {}
     found: dict[str, Score | None] = {}
     for config in configs:
@@ -87,5 +87,5 @@ def _summed(done: Sequence[OperatorRun]) -> tuple[dict[str, float], dict[str, in
     runs: dict[str, int] = {}
     for run in done:
         seconds[run.variant] = seconds.get(run.variant, 0.0) + run.cpu_s
-        runs[run.variant] = runs.get(run.variant, 0) + 1
+        runs[run.variant] = runs.get(run.variant, 0) + (len(run.each) or 1)
     return seconds, runs

@@ -5,8 +5,8 @@ and disk each have a limit in bytes and let go of what was not used for longest.
 need: an entry that cannot be read is not there, and after a write that failed (a full disk) results are kept
 in memory alone, which is said once. Results that are failures stay in memory: the next process tries again.
 
-An entry on disk is the digest of its payload, the time that it took, a digest of these two, then the payload.
-Several processes may share the folder.
+An entry on disk is the digest of its payload, the time that it took (of a clip, of each request), a digest of
+these two, then the payload. Several processes may share the folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from pathlib import Path
 
 from compass_shared.files import write_atomically
 from compass_shared.framing import encode_value
+from compass_shared.measured import RequestRun
 from compass_shared.values import Value
 
 _DIGEST_BYTES = 16
-_TIMES = struct.Struct("<dd")
-"""CPU and wall seconds."""
-_SEALED_BYTES = _DIGEST_BYTES + _TIMES.size
-"""The digest of the payload and the times; their own digest follows."""
-_HEAD_BYTES = _SEALED_BYTES + _DIGEST_BYTES
+_TIMES = struct.Struct("<ddqI")
+"""CPU and wall seconds, items, and how many requests follow."""
+_REQUEST = struct.Struct("<dqq")
+"""CPU seconds, output size and items of one request of a clip."""
+_NONE = -1
+"""A number of items where there are none to count; a size where the request was lost."""
 _ENTRY_BYTES = 500
 """What keeping a result in memory takes beside its payload."""
 _LOOKS = 32
@@ -57,6 +59,10 @@ class Result:
     cpu_s: float = field(default=0.0, compare=False)
     """What it took to compute."""
     wall_s: float = field(default=0.0, compare=False)
+    items: int | None = field(default=None, compare=False)
+    """Items that it worked through, of a fan-out."""
+    each: tuple[RequestRun | None, ...] = field(default=(), compare=False)
+    """Of a clip: every request; None where there is no output."""
     recalled: bool = field(default=False, compare=False)
     """Whether it came from disk just now: it took that time in some process before this one, or beside it."""
 
@@ -72,7 +78,11 @@ def result_of(value: Value) -> Result:
     Raises:
         MessageError: If it cannot be framed.
     """
-    payload = encode_value(value)
+    return result_from(encode_value(value))
+
+
+def result_from(payload: bytes) -> Result:
+    """The result that is this encoded value."""
     return Result(payload=payload, digest=digest_of(payload))
 
 
@@ -173,12 +183,12 @@ class _Disk:
         return found
 
     def put(self, key: str, result: Result) -> None:
-        size = _HEAD_BYTES + len(result.payload)
-        if not self._writing or size > self._limit / _LOOKS:
+        if not self._writing or len(result.payload) > self._limit / _LOOKS:
             return
+        entry = _encoded(result)
         try:
-            self._make_room(size)
-            self._write(self._path(key), _encoded(result))
+            self._make_room(len(entry))
+            self._write(self._path(key), entry)
         except OSError as error:
             self._writing = False
             self.notices.append(f"{self._folder}: results are kept in memory alone from now on: {error}")
@@ -195,20 +205,46 @@ class _Disk:
 
 
 def _encoded(result: Result) -> bytes:
-    sealed = result.digest + _TIMES.pack(result.cpu_s, result.wall_s)
+    sealed = result.digest + _TIMES.pack(result.cpu_s, result.wall_s, _count(result.items), len(result.each))
+    for one in result.each:
+        sealed += _REQUEST.pack(0.0, _NONE, _NONE) if one is None else _packed(one)
     return sealed + digest_of(sealed) + result.payload
+
+
+def _packed(one: RequestRun) -> bytes:
+    return _REQUEST.pack(one.cpu_s, one.output_bytes, _count(one.items))
+
+
+def _count(items: int | None) -> int:
+    return _NONE if items is None else items
 
 
 def _decoded(content: bytes) -> Result | None:
     """The result of an entry; None where any of it is damaged, or the times are none."""
-    sealed, payload = content[:_SEALED_BYTES], content[_HEAD_BYTES:]
-    if content[_SEALED_BYTES:_HEAD_BYTES] != digest_of(sealed):
+    start = _DIGEST_BYTES + _TIMES.size
+    if len(content) < start:
         return None
-    cpu_s, wall_s = _TIMES.unpack_from(sealed, _DIGEST_BYTES)
+    cpu_s, wall_s, items, requests = _TIMES.unpack_from(content, _DIGEST_BYTES)
+    end = start + requests * _REQUEST.size
+    sealed, payload = content[:end], content[end + _DIGEST_BYTES :]
+    if content[end : end + _DIGEST_BYTES] != digest_of(sealed):
+        return None
     digest = digest_of(payload)
     if sealed[:_DIGEST_BYTES] != digest or not (math.isfinite(cpu_s) and math.isfinite(wall_s)):
         return None
-    return Result(payload=payload, digest=digest, cpu_s=cpu_s, wall_s=wall_s, recalled=True)
+    each = tuple(
+        None if size == _NONE else RequestRun(request_s, size, None if count == _NONE else count)
+        for request_s, size, count in _REQUEST.iter_unpack(sealed[start:])
+    )
+    return Result(
+        payload=payload,
+        digest=digest,
+        cpu_s=cpu_s,
+        wall_s=wall_s,
+        items=None if items == _NONE else items,
+        each=each,
+        recalled=True,
+    )
 
 
 def _trimmed(folder: Path, limit: int, coming: int) -> int:

@@ -4,14 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from compass_agent.bundles import Bundle
 from compass_shared.errors import ProfileError
 from compass_shared.measured import Score
 from compass_shared.values import Example, Value
 
 MetricFunction = Callable[[Value, Value], Any]
 """A bundle's ``(output, truth)``: a number, or ``(numerator, denominator)`` for a metric of kind "ratio"."""
+
+
+Outcome: TypeAlias = Score | str
+"""A score, or why there is none."""
+
+
+class Metrics:
+    """All metrics of a bundle.
+
+    Args:
+        bundle: Whose.
+
+    Raises:
+        ConfigError: If it has none, or one cannot be imported.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        metric = bundle.metric()
+        declared = bundle.pipeline.metric
+        assert declared is not None, "bundle.metric() refuses one without"
+        self.first = declared.name
+        """What an SLO's accuracy is about."""
+        self._functions: dict[str, MetricFunction] = {self.first: metric, **bundle.extra_metrics()}
+        self.kinds = {one.name: one.kind for one in (declared, *bundle.pipeline.extra_metrics)}
+        """Metric -> "mean" or "ratio"."""
+        self._notices: dict[str, str] = {}
+        """Extra metric -> what went wrong with it first."""
+        self._told: set[str] = set()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The extra metrics."""
+        return tuple(self._functions)[1:]
+
+    def scores(self, output: Value, example: Example) -> dict[str, Outcome]:
+        """Score one output by every metric."""
+        return {name: self._score(name, output, example) for name in self._functions}
+
+    def _score(self, name: str, output: Value, example: Example) -> Outcome:
+        try:
+            return score_of(self._functions[name], self.kinds[name], output, example)
+        except ProfileError as error:
+            if name != self.first:
+                self._notices.setdefault(name, f"extra metric {name!r}: {error}")
+            return str(error)
+
+    def none(self, problem: str) -> dict[str, Outcome]:
+        """What becomes of a config without an output."""
+        return dict.fromkeys(self._functions, problem)
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What went wrong with extra metrics, each said once."""
+        new = [name for name in self._notices if name not in self._told]
+        self._told.update(new)
+        return tuple(self._notices[name] for name in new)
 
 
 def score_of(metric: MetricFunction, kind: str, output: Value, example: Example) -> Score:

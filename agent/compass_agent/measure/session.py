@@ -18,17 +18,19 @@ import numpy as np
 from compass_agent.bundles import Bundle, ModelSource
 from compass_agent.inputs import data_sha256
 from compass_agent.measure.accuracy import used_models
+from compass_agent.measure.clips import is_sequence, requests_of
 from compass_agent.measure.features import features_of
-from compass_agent.measure.results_cache import Result, ResultsCache, result_of
-from compass_agent.measure.scoring import score_of
-from compass_agent.measure.walk import Walk
+from compass_agent.measure.results_cache import Result, ResultsCache
+from compass_agent.measure.scoring import Metrics, Outcome
+from compass_agent.measure.walk import Walk, request_of
 from compass_agent.operators import OperatorHost
 from compass_agent.runtimes import installed_runtimes
 from compass_shared import __version__
-from compass_shared.errors import ConfigError, InferenceError, ModelLoadError, ProfileError
+from compass_shared.errors import ConfigError, InferenceError, ModelLoadError
+from compass_shared.framing import framed_size
 from compass_shared.measured import Done, InputInfo, Job, Ready, Score
 from compass_shared.pipeline import Config, Knobs, Operator, variant_key
-from compass_shared.values import Example, Value
+from compass_shared.values import Example, State, Value
 
 
 class MeasuringSession:
@@ -42,7 +44,7 @@ class MeasuringSession:
         cache: Keeps their results.
 
     Raises:
-        ConfigError: If the bundle has no metric, or it cannot be imported.
+        ConfigError: If the bundle has no metric, or one cannot be imported.
     """
 
     def __init__(
@@ -54,9 +56,7 @@ class MeasuringSession:
         host: OperatorHost,
         cache: ResultsCache,
     ) -> None:
-        self._metric = bundle.metric()
-        assert bundle.pipeline.metric is not None, "bundle.metric() refuses one without"
-        self._declared = bundle.pipeline.metric
+        self._metrics = Metrics(bundle)
         self._bundle = bundle
         self._pipeline = bundle.pipeline
         self._examples = examples
@@ -71,9 +71,9 @@ class MeasuringSession:
         }
         self._warm: set[str] = set()
         self._warm_up_cpu_s = 0.0
-        self._scored: dict[tuple[int, bytes], Score | str] = {}
-        """Input and digest of an output -> its score, or why it has none."""
-        self._request = lru_cache(maxsize=4)(lambda index: result_of(examples[index].value))
+        self._scored: dict[tuple[int, bytes], dict[str, Outcome]] = {}
+        """Input and digest of an output -> by metric its score, or why it has none."""
+        self._request = lru_cache(maxsize=4)(lambda index: request_of(bundle.pipeline, examples[index]))
 
     def ready(self) -> Ready:
         """What is measured here.
@@ -82,23 +82,18 @@ class MeasuringSession:
             ConfigError: If the bundle's features are wrong.
             MessageError: If an input cannot be framed.
         """
-        features = features_of(self._examples, self._bundle.features())
+        features = features_of(self._examples, self._bundle.features(), sequences=is_sequence(self._pipeline))
         return Ready(
             pipeline=self._pipeline.name,
             digest=self._pipeline.digest,
             code_sha256=self._bundle.code_sha256,
             data_sha256=self._identities.data_sha256,
             split=self._split,
-            metric=self._declared.name,
-            kind=self._declared.kind,
+            metric=self._metrics.first,
+            kind=self._metrics.kinds[self._metrics.first],
+            extra_metrics={name: self._metrics.kinds[name] for name in self._metrics.others},
             inputs=tuple(
-                InputInfo(
-                    name=example.name,
-                    group=example.group,
-                    features=found,
-                    size_bytes=len(result_of(example.value).payload),
-                )
-                for example, found in zip(self._examples, features, strict=True)
+                self._info(example, found) for example, found in zip(self._examples, features, strict=True)
             ),
             models=used_models(self._pipeline),
             runtimes=self._identities.runtimes,
@@ -129,35 +124,46 @@ class MeasuringSession:
         )
         self._warm_up_cpu_s = 0.0
         outcomes = {key: self._outcome(walk, job.input, key) for key in job.configs}
+        first = {key: found[self._metrics.first] for key, found in outcomes.items()}
         return Done(
             id=job.id,
             input=job.input,
-            scores={key: found if isinstance(found, Score) else None for key, found in outcomes.items()},
-            problems={key: found for key, found in outcomes.items() if isinstance(found, str)},
+            scores={key: _score(found) for key, found in first.items()},
+            others={
+                name: {key: _score(found[name]) for key, found in outcomes.items()}
+                for name in self._metrics.others
+            },
+            problems={key: found for key, found in first.items() if isinstance(found, str)},
             runs=tuple(walk.runs),
             recalled=tuple(walk.recalled),
             reused=walk.reused,
             warm_up_cpu_s=self._warm_up_cpu_s,
-            notices=self._cache.take_notices(),
+            notices=(*self._cache.take_notices(), *self._metrics.take_notices()),
         )
 
-    def _outcome(self, walk: Walk, index: int, key: str) -> Score | str:
+    def _info(self, example: Example, features: tuple[float, ...]) -> InputInfo:
+        sizes = tuple(framed_size(value) for value in requests_of(self._pipeline, example))
+        return InputInfo(
+            name=example.name,
+            group=example.group,
+            features=features,
+            size_bytes=sum(sizes),
+            request_bytes=sizes if is_sequence(self._pipeline) else (),
+        )
+
+    def _outcome(self, walk: Walk, index: int, key: str) -> dict[str, Outcome]:
         config = self._config(key)
         if config is None:
-            return f"{self._pipeline.name!r} has no such config"
+            return self._metrics.none(f"{self._pipeline.name!r} has no such config")
         output = walk.output(self._request(index), config)
         if output.problem is not None:
-            return f"input {self._examples[index].name!r}: {output.problem}"
+            return self._metrics.none(f"input {self._examples[index].name!r}: {output.problem}")
         if (index, output.digest) not in self._scored:
-            self._scored[index, output.digest] = self._score(walk, index, output)
+            self._scored[index, output.digest] = self._scores(walk, index, output)
         return self._scored[index, output.digest]
 
-    def _score(self, walk: Walk, index: int, output: Result) -> Score | str:
-        value = walk.value(self._pipeline.output, output)
-        try:
-            return score_of(self._metric, self._declared.kind, value, self._examples[index])
-        except ProfileError as error:
-            return str(error)
+    def _scores(self, walk: Walk, index: int, output: Result) -> dict[str, Outcome]:
+        return self._metrics.scores(walk.value(self._pipeline.output, output), self._examples[index])
 
     def _config(self, key: str) -> Config | None:
         """The config of a key, None if there is none."""
@@ -172,8 +178,12 @@ class MeasuringSession:
             config[operator.name] = self._knobs[variant]
         return config
 
-    def _run(self, operator: Operator, inputs: Mapping[str, Value], knobs: Knobs) -> Value:
+    def _run(
+        self, operator: Operator, inputs: Mapping[str, Value], knobs: Knobs, state: State | None = None
+    ) -> Value:
         try:
+            if state is not None:
+                return self._host.bind(self._pipeline.name, operator.name, knobs)(inputs, state)
             return self._host.run(self._pipeline.name, operator.name, inputs, knobs)
         except ModelLoadError as error:
             # Files were verified before the first job: this one is not what its runtime can open.
@@ -192,6 +202,10 @@ class MeasuringSession:
             pass  # it will fail again, and be reported then
         finally:
             self._warm_up_cpu_s += time.thread_time() - started_s
+
+
+def _score(found: Outcome) -> Score | None:
+    return found if isinstance(found, Score) else None
 
 
 class _Identities:
