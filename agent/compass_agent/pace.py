@@ -51,7 +51,8 @@ class Pace:
         sleep: Waits for some seconds.
 
     Raises:
-        ConfigError: If a slowdown is less than 1: no machine can be made faster than it is.
+        ConfigError: If a slowdown is no positive number, or that of all other classes is less than 1: no
+            machine can be made faster than it is.
     """
 
     def __init__(
@@ -64,20 +65,24 @@ class Pace:
     ) -> None:
         self._slowdown = dict(slowdown or {})
         for name, factor in self._slowdown.items():
-            if not 1 <= factor < float("inf"):  # also refuses NaN
+            if not 0 < factor < float("inf"):  # also refuses NaN
                 raise ConfigError(
-                    f"{factor} is not a slowdown: it must be 1 or more", field=f"slowdown.{name}"
+                    f"{factor} is not a slowdown: it must be positive", field=f"slowdown.{name}"
                 )
-        self._default = self._slowdown.get(DEFAULT, 1.0)
+        self._default = _playable(DEFAULT, self._slowdown.get(DEFAULT, 1.0))
         self._thread_time = thread_time
         self._wall_time = wall_time
         self._sleep = sleep
 
     def slowdown(self, speed_class: str) -> float:
-        """Slowdown of one speed class, >= 1."""
+        """Slowdown of one speed class, >= 1.
+
+        Raises:
+            ConfigError: If the class is faster than this machine, as accelerators are: only plans can use it.
+        """
         if speed_class == ENDPOINT_CLASS:
             return 1.0
-        return self._slowdown.get(speed_class, self._default)
+        return _playable(speed_class, self._slowdown.get(speed_class, self._default))
 
     def run(self, speed_class: str, call: Callable[[], Result]) -> Paced[Result]:
         """Make one call in this thread and let it last as long as it should; what it raises comes at once."""
@@ -97,3 +102,13 @@ class Pace:
             else:
                 overrun_s = wall_s - busy_s
         return Paced(value=value, wall_s=wall_s, cpu_s=cpu_s, busy_s=busy_s, overrun_s=overrun_s)
+
+
+def _playable(speed_class: str, factor: float) -> float:
+    if factor < 1:
+        raise ConfigError(
+            f"the device is {1 / factor:.3g} times as fast as the reference core here: emulation cannot "
+            "speed up; plan with it, or run on the device itself",
+            field=f"slowdown.{speed_class}",
+        )
+    return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -48,16 +49,22 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cores: Figure
     """Operators it runs at once for Compass."""
     slowdown: dict[str, Figure]
-    """Speed class -> time relative to the reference core; ``default`` for the classes not listed."""
+    """Speed class -> time relative to the reference core; ``default`` for the classes not listed.
+
+    Below 1 where the device is faster, as accelerators are (``onnx-cuda``): such a class can be planned
+    with, but not emulated.
+    """
     memory_bytes: Figure
     power_w: Figure
     """Drawn by one busy core."""
     links: dict[str, LinkFigures] = {}
-    """Kind of access (``wifi``, ``lte``, ``ethernet``) -> typical figures."""
+    """Kind of access (``wifi``, ``lte``, ``5g``, ``ethernet``, ``broadband``) -> typical figures."""
     core_s_usd: Figure | None = None
     egress_byte_usd: Figure | None = None
     energy_j_usd: Figure | None = None
     utilisation_cap: float = 0.7
+    readings: dict[str, Figure] = {}
+    """What was published of the device and other figures follow from: scores, times, watts (SI units)."""
 
     def slowdowns(self) -> dict[str, float]:
         """Speed class -> slowdown."""
@@ -95,10 +102,8 @@ def load_device_profile(path: Path) -> DeviceProfile:
     if "default" not in profile.slowdown:
         raise refuse("give slowdown.default, for speed classes that are not listed", "slowdown")
     for name, figure in profile.slowdown.items():
-        if figure.value < 1:
-            raise refuse(
-                f"{figure.value} < 1: the reference core is the fastest there is", f"slowdown.{name}.value"
-            )
+        if not 0 < figure.value < math.inf:
+            raise refuse(f"{figure.value} must be positive", f"slowdown.{name}.value")
     for field, figure in (("cores", profile.cores), ("memory_bytes", profile.memory_bytes)):
         if figure.value <= 0:
             raise refuse(f"{figure.value} must be positive", f"{field}.value")

@@ -79,11 +79,26 @@ def test_an_error_comes_at_once() -> None:
     assert machine.slept_s == []
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.0, -1.0, math.nan, math.inf])
-def test_no_machine_can_be_made_faster(factor: float) -> None:
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_a_slowdown_is_a_positive_number(factor: float) -> None:
     with pytest.raises(ConfigError) as caught:
         Pace({"onnx": factor})
     assert caught.value.field == "slowdown.onnx"
+
+
+def test_no_machine_can_be_made_faster() -> None:
+    with pytest.raises(ConfigError, match="2 times as fast as the reference core") as caught:
+        Pace({"default": 0.5})
+    assert caught.value.field == "slowdown.default"
+
+
+def test_an_accelerator_is_refused_where_it_would_be_played() -> None:
+    """A device profile may describe one: what runs on its cores can still be emulated."""
+    pace = Machine().pace({"default": 3.0, "onnx-cuda": 0.25})
+    assert pace.slowdown("python") == 3.0
+    with pytest.raises(ConfigError, match=r"4 times as fast .* emulation cannot speed up") as caught:
+        pace.run("onnx-cuda", lambda: None)
+    assert caught.value.field == "slowdown.onnx-cuda"
 
 
 def test_the_real_clocks_agree_with_the_rule() -> None:
