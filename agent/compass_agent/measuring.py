@@ -15,7 +15,7 @@ from compass_agent.config import AgentConfig
 from compass_agent.execution import LocalPool
 from compass_agent.inputs import load_examples, split_for_probes
 from compass_agent.measure.network import measure_link
-from compass_agent.measure.speed import SpeedProgress, measure_speed
+from compass_agent.measure.speed import SpeedProgress, SpeedReport, measure_speed
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
@@ -53,10 +53,17 @@ class Patience:
 
 
 def merged(known: SiteProfile | None, measured: SiteProfile) -> SiteProfile:
-    """What is known of a site with what was just measured there, which counts where both have a variant."""
+    """What is known of a site with what was just measured there, which counts where both have a variant.
+
+    Of memory the more counts: what was open already when it was measured takes no more.
+    """
     if known is None:
         return measured
-    return replace(measured, operators={**known.operators, **measured.operators})
+    operators = dict(known.operators)
+    for key, found in measured.operators.items():
+        before = operators[key].memory_bytes if key in operators else 0.0
+        operators[key] = replace(found, memory_bytes=max(before, found.memory_bytes))
+    return replace(measured, operators=operators)
 
 
 class Measuring:
@@ -107,7 +114,7 @@ class Measuring:
             variants: What to measure; None: every variant.
 
         Raises:
-            CompassError: If its inputs cannot be had or an operator fails on all of them.
+            CompassError: If its inputs cannot be had or all variants fail on all of them.
         """
         bundle = self._host.bundles[pipeline]
         inputs = bundle.pipeline.inputs
@@ -124,8 +131,11 @@ class Measuring:
         async with self._lock:
             patience = Patience(self._pool, PATIENCE_S)
             measured = loop.run_in_executor(None, self._measured, bundle, split, variants, patience, progress)
-            self.profiles[pipeline] = merged(self.profiles.get(pipeline), await measured)
-        self._notice(Notice(kind="measured", data={"pipeline": pipeline}))
+            report = await measured
+            self.profiles[pipeline] = merged(self.profiles.get(pipeline), report.profile)
+        for variant, why in report.failed.items():
+            logger.warning("%s of pipeline %s is left out: %s", variant, pipeline, why)
+        self._notice(Notice(kind="measured", data={"pipeline": pipeline, "failed": dict(report.failed)}))
 
     def _measured(
         self,
@@ -134,8 +144,8 @@ class Measuring:
         variants: Collection[str] | None,
         patience: Patience,
         on_progress: Callable[[SpeedProgress], None],
-    ) -> SiteProfile:
-        report = measure_speed(
+    ) -> SpeedReport:
+        return measure_speed(
             self._host,
             bundle.pipeline,
             load_examples(bundle, split, self._store),
@@ -150,7 +160,6 @@ class Measuring:
             before_pass=patience.wait,
             on_progress=on_progress,
         )
-        return report.profile
 
     async def links_to(self, workers: Mapping[str, WorkerInfo], session: aiohttp.ClientSession) -> None:
         """Measure the way to each of these; one that cannot be measured counts as none.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import numpy as np
 
 from compass_agent.bundles import Bundle, ModelSource
+from compass_agent.measure.telemetry import resident_bytes
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
 from compass_agent.runtimes.openai import ChatEndpoint, open_endpoint
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
@@ -144,6 +145,8 @@ class OperatorHost:
         """Endpoint and what it calls the model -> the endpoint."""
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         """Runtime and SHA-256 -> open model."""
+        self._opened_bytes: dict[tuple[str, str], int] = {}
+        """The same -> memory that opening it took."""
         self._load_lock = threading.Lock()
         self._closed = False
 
@@ -192,6 +195,14 @@ class OperatorHost:
         for variant in variants:
             self._bind_open((pipeline, variant))
 
+    def opened_bytes(self, pipeline: str, operator: Operator, knobs: Knobs) -> int:
+        """Memory that opening the model of a variant took, at least its file's size; 0 if none is open."""
+        model = operator.model_for(knobs)
+        if model is None:
+            return 0
+        ref = self.pipeline(pipeline).models[model]
+        return self._opened_bytes.get((operator.runtime, ref.sha256), 0)
+
     def close(self) -> None:
         """Bind nothing any more: whatever runs operators one after the other ends after its present one."""
         self._closed = True
@@ -238,10 +249,13 @@ class OperatorHost:
         # One at a time: opening a model takes a core and, for a moment, twice its memory.
         with self._load_lock:
             if (runtime, sha256) not in self._loaded:
+                before = resident_bytes()
                 try:
                     self._loaded[runtime, sha256] = self._runtimes[runtime].load(path)
                 except ModelLoadError as error:
                     raise ModelLoadError(str(error), model=model) from error
+                grown = resident_bytes() - before
+                self._opened_bytes[runtime, sha256] = max(path.stat().st_size, grown)
             return self._loaded[runtime, sha256]
 
 

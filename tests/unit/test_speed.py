@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from compass_agent.measure.findings import brief_findings
 from compass_agent.measure.series import rested_ratio
 from compass_agent.measure.speed import MIN_TRIES, SpeedProgress
 from compass_shared.errors import ConfigError, ProfileError
@@ -117,12 +118,25 @@ def test_the_same_seed_measures_the_same() -> None:
     assert Machine().measure(lengths) != Machine().measure(lengths, seed=1)
 
 
-def test_a_variant_that_always_fails_is_an_error_and_does_not_go_on_forever() -> None:
+def test_a_variant_that_always_fails_is_left_out_and_does_not_go_on_forever() -> None:
     machine = Machine({("read", 2): 0})
-    with pytest.raises(ProfileError, match=r"read\[beam=2\] failed on every input"):
-        machine.measure(budget_s=1e9)
+    report = machine.report(budget_s=1e9)
+    assert report.profile.operators.keys() == VARIANTS - {"read[beam=2]"}
+    assert list(report.failed) == ["read[beam=2]"]
+    assert "failed on every input" in report.failed["read[beam=2]"]
+    assert "read[beam=2] is left out" in brief_findings(report).notes[0]
     warm_up = 1
     assert machine.calls["read[beam=2]"] == warm_up + MIN_TRIES
+
+
+def test_what_follows_an_operator_that_always_fails_is_not_waited_for() -> None:
+    machine = Machine({("read", beam): 0 for beam in (1, 2, 3)})
+    report = machine.report(budget_s=1e9)
+    assert report.profile.operators.keys() == {"shrink[side=1]", "shrink[side=4]"}
+    assert sorted(report.failed) == ["join", "read[beam=1]", "read[beam=2]", "read[beam=3]"]
+    assert machine.calls["read[beam=1]"] < 10 * MIN_TRIES
+    with pytest.raises(ProfileError, match="failed on every input"):
+        Machine({("shrink", 1): 0, ("shrink", 4): 0}).measure(budget_s=1e9)
 
 
 def test_a_variant_that_fails_on_some_input_is_measured_on_the_others() -> None:

@@ -258,8 +258,16 @@ def _show_operators(title: str, operators: Mapping[str, OperatorProfile]) -> Non
     for variant, found in operators.items():
         print(
             f"  {variant:50} {1e3 * found.mean_s:9.2f} {1e3 * found.var_s2**0.5:9.2f} "
-            f"{1e3 * found.p95_s:9.2f} {found.output_mean_bytes:9.0f}  n={found.count}"
+            f"{1e3 * found.p95_s:9.2f} {found.output_mean_bytes:9.0f}  n={found.count}{_items(found)}"
         )
+
+
+def _items(found: OperatorProfile) -> str:
+    """What a fan-out worked through: ``, items 2.4 +- 1.1, 3.1 ms each``."""
+    if found.items_mean is None:
+        return ""
+    each = f", {1e3 * found.item_s:.2g} ms each" if found.item_s else ""
+    return f", items {found.items_mean:.1f} +- {found.items_var**0.5:.1f}{each}"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

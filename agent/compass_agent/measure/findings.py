@@ -51,7 +51,7 @@ class Findings:
 
 def brief_findings(report: SpeedReport) -> Findings:
     """What a short measurement found."""
-    notes = [*_hiccup_notes(report), *([] if report.gaps is None else [str(report.gaps)])]
+    notes = [*_machine_notes(report), *([] if report.gaps is None else [str(report.gaps)])]
     return Findings(profile=report.profile, notes=tuple(notes))
 
 
@@ -64,7 +64,7 @@ def sustained_findings(report: SustainedReport) -> Findings:
     notes += [f"{variant} {trend}" for variant, trend in report.trends.items()]
     notes += [str(swap) for swap in report.swaps]
     return Findings(
-        profile=report.profile, notes=(*notes, *_hiccup_notes(report)), trends=dict(report.trends)
+        profile=report.profile, notes=(*notes, *_machine_notes(report)), trends=dict(report.trends)
     )
 
 
@@ -109,13 +109,15 @@ def save_findings(path: Path, findings: Sequence[Findings]) -> None:
         raise ProfileError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _hiccup_notes(report: SpeedReport | SustainedReport) -> list[str]:
+def _machine_notes(report: SpeedReport | SustainedReport) -> list[str]:
     sizes = report.hiccups.sizes_s
+    left_out = [f"{variant} is left out: {why}" for variant, why in report.failed.items()]
     if not sizes:
-        return []
+        return left_out
     return [
+        *left_out,
         f"{len(sizes)} hiccups of the machine in {report.hiccups.busy_s:.0f} s of work, up to "
-        f"{1e3 * max(sizes):.0f} ms: every variant is given its share of them"
+        f"{1e3 * max(sizes):.0f} ms: every variant is given its share of them",
     ]
 
 

@@ -46,6 +46,8 @@ class Sample:
     """What a hiccup of the machine had added to it."""
     rested: bool = False
     """Whether its request came after an idle gap."""
+    items: int | None = None
+    """Items that it worked through, of a fan-out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,9 @@ Each pass takes, for every operator, the variant that was tried least among thos
 well enough, so that each operator sees the spread of inputs, and of upstream choices, that requests will
 bring. Passes go on until every mean is known, or the time is up; each variant is tried ``MIN_TRIES`` times in
 any case. Before them every variant runs once, unmeasured, so that models are loaded and warm.
+
+Of sequences a pass is a clip, which tries a variant on as many requests: two clips at least before its mean
+counts as known, for requests of one clip are alike; and one in any case.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -24,11 +28,14 @@ from compass_agent.pace import Pace
 from compass_shared.clock import Clock
 from compass_shared.errors import ProfileError
 from compass_shared.framing import framed_size
+from compass_shared.items import items_of
 from compass_shared.pipeline import Pipeline
 from compass_shared.profile import OperatorProfile, SiteProfile
 from compass_shared.values import Example
 
 MIN_TRIES = 4
+MIN_CLIPS = 2
+"""Passes before a mean may count as known."""
 SETTLED_REL_SE = 0.04
 """A mean is known well enough when its standard error is this small beside it."""
 MAX_GAP_S = 2.0
@@ -73,18 +80,28 @@ class SpeedReport:
     samples: tuple[Sample, ...]
     hiccups: Hiccups
     gaps: Gaps | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Variants without a figure: they failed on every input, or never got one -> why."""
 
 
 @dataclass(slots=True)
 class _Tried:
+    least: int = MIN_TRIES
+    """Passes that every variant is tried in."""
     tries: int = 0
+    """Passes so far."""
     times_s: Moments = field(default_factory=Moments)
+
+    @property
+    def often(self) -> bool:
+        """Whether it was tried in enough passes."""
+        return self.tries >= self.least
 
     @property
     def settled(self) -> bool:
         """Whether the mean is known well enough, or cannot be."""
-        if self.tries < MIN_TRIES or self.times_s.count == 0:
-            return self.tries >= MIN_TRIES
+        if self.tries < max(self.least, MIN_CLIPS) or self.times_s.count == 0:
+            return self.often and (self.times_s.count == 0)
         error_s = math.sqrt(self.times_s.variance / self.times_s.count)
         return error_s <= SETTLED_REL_SE * self.times_s.mean
 
@@ -136,15 +153,16 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
 
     Raises:
         ConfigError: If there is no such variant.
-        ProfileError: If there is no input, or a variant failed on every one (all of them did, where only
-            some were asked for).
+        ModelLoadError: If no model of an operator can be had or opened.
+        ProfileError: If there is no input, or all variants failed on every one (all that were asked for).
     """
     if not examples:
         raise ProfileError(f"pipeline {pipeline.name!r} brings no inputs to measure with")
     passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants, batch=batch)
     passes.warm_up(warm_up_runs)
     gap_s, busy_share = _gap(passes, rate_hz)
-    table = {name: {key: _Tried() for key in keys} for name, keys in passes.choices.items()}
+    least = math.ceil(MIN_TRIES / min(len(passes.requests(at)) for at in range(len(examples))))
+    table = {name: {key: _Tried(least=least) for key in keys} for name, keys in passes.choices.items()}
     everything = [tried for found in table.values() for tried in found.values()]
     order = rng.sample(range(len(examples)), len(examples))
     samples: list[Sample] = []
@@ -155,17 +173,17 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         before_pass()
         waited_s += clock.now_s() - began_s
         example = order[(done - 1) % len(order)]
-        requests.append(framed_size(examples[example].value))
+        requests += map(framed_size, passes.requests(example))
         chosen = {name: _next_variant(tried, rng) for name, tried in table.items()}
         samples += _counted(passes.run(example, chosen.__getitem__), table)
         if gap_s > 0:
-            rest(gap_s)
-            samples += passes.run(example, chosen.__getitem__, rested=True).samples
+            samples += passes.run(example, chosen.__getitem__, rest=partial(rest, gap_s)).samples
         spent_s = passes.elapsed_s - waited_s
-        settled = sum(tried.settled for tried in everything)
+        reached = _reached(table)
+        settled = sum(tried.settled for tried in reached)
         on_progress(SpeedProgress(passes=done, settled=settled, variants=len(everything), spent_s=spent_s))
-        often = all(tried.tries >= MIN_TRIES for tried in everything)
-        if settled == len(everything) or (often and spent_s >= budget_s):
+        often = all(tried.often for tried in reached)
+        if settled == len(reached) or (often and spent_s >= budget_s):
             break
     hiccups = hiccups_of(samples)
     profile = SiteProfile(
@@ -181,7 +199,13 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     gaps = None
     if rate_hz is not None and ratio is not None and busy_share is not None:
         gaps = Gaps(rate_hz=rate_hz, gap_s=gap_s, busy_share=busy_share, rested_ratio=ratio)
-    return SpeedReport(profile=profile, samples=tuple(samples), hiccups=hiccups, gaps=gaps)
+    return SpeedReport(
+        profile=profile,
+        samples=tuple(samples),
+        hiccups=hiccups,
+        gaps=gaps,
+        failed=without_figures(passes, profile),
+    )
 
 
 def profiles_of(
@@ -189,23 +213,32 @@ def profiles_of(
 ) -> dict[str, OperatorProfile]:
     """Variant -> what its calls take and give out.
 
-    Where only some variants were asked for, those that always fail are left out: the others are measured.
+    Those that always fail are left out: the others are measured.
 
     Raises:
-        ProfileError: If a variant has no sample though all were to be measured, or none that was wanted has.
+        ProfileError: If none that was wanted has a sample.
     """
     by_variant: dict[str, list[Sample]] = {}
     for sample in samples:
         by_variant.setdefault(sample.variant, []).append(sample)
-    profiles = {}
-    for keys in passes.choices.values():
-        for key in keys:
-            if key not in by_variant and passes.partial and passes.wanted & by_variant.keys():
-                continue
-            if key not in by_variant:
-                raise ProfileError(f"{key} failed on every input it was measured with")
-            profiles[key] = _profile(key, by_variant[key], hiccups, busy_share)
-    return profiles
+    if not passes.wanted & by_variant.keys():
+        raise ProfileError(f"{min(passes.wanted)} failed on every input it was measured with")
+    return {
+        key: replace(
+            _profile(key, by_variant[key], hiccups, busy_share),
+            memory_bytes=float(passes.memory_bytes.get(key, 0)),
+        )
+        for keys in passes.choices.values()
+        for key in keys
+        if key in by_variant
+    }
+
+
+def without_figures(passes: Passes, profile: SiteProfile) -> dict[str, str]:
+    """Variants that were to be measured and could not be -> why."""
+    failed = "it failed on every input it was measured with, or got none"
+    missing = passes.wanted - profile.operators.keys()
+    return {key: passes.unusable.get(key, failed) for key in sorted(missing)}
 
 
 def _gap(passes: Passes, rate_hz: float | None) -> tuple[float, float | None]:
@@ -213,23 +246,33 @@ def _gap(passes: Passes, rate_hz: float | None) -> tuple[float, float | None]:
     if rate_hz is None or not rate_hz > 0:
         return 0.0, None
     first = passes.run(0, lambda name: passes.choices[name][0])
-    busy_s = sum(sample.lasted_s for sample in first.samples)
+    busy_s = sum(sample.lasted_s for sample in first.samples) / len(passes.requests(0))
     return min(MAX_GAP_S, max(0.0, 1 / rate_hz - busy_s)), min(1.0, rate_hz * busy_s)
 
 
 def _counted(done: Pass, table: Mapping[str, Mapping[str, _Tried]]) -> tuple[Sample, ...]:
     tried = {key: found for variants in table.values() for key, found in variants.items()}
+    for key in done.tried:
+        tried[key].tries += 1
     for sample in done.samples:
-        tried[sample.variant].tries += 1
         tried[sample.variant].times_s.add(sample.lasted_s)
-    if done.failed is not None:
-        tried[done.failed].tries += 1
     return done.samples
 
 
+def _reached(table: Mapping[str, Mapping[str, _Tried]]) -> list[_Tried]:
+    """All variants, but of the operators after one all of whose variants always fail: they are never run."""
+    found: list[_Tried] = []
+    for variants in table.values():
+        found += variants.values()
+        if all(tried.often and not tried.times_s.count for tried in variants.values()):
+            break
+    return found
+
+
 def _next_variant(variants: Mapping[str, _Tried], rng: random.Random) -> str:
-    """The least tried of those that are not settled; any, when all are."""
-    open_ones = [key for key, tried in variants.items() if not tried.settled] or list(variants)
+    """The least tried of those that are not settled; when all are, any that did not always fail."""
+    open_ones = [key for key, tried in variants.items() if not tried.settled]
+    open_ones = open_ones or [key for key, tried in variants.items() if tried.times_s.count] or list(variants)
     fewest = min(variants[key].tries for key in open_ones)
     return rng.choice([key for key in open_ones if variants[key].tries == fewest])
 
@@ -239,6 +282,7 @@ def _profile(
 ) -> OperatorProfile:
     times = distribution(samples, hiccups, busy_share=busy_share)
     sizes = [sample.output_bytes for sample in samples]
+    items = items_of([(sample.items, sample.lasted_s) for sample in samples])
     return OperatorProfile(
         variant=variant,
         mean_s=times.mean_s,
@@ -249,6 +293,9 @@ def _profile(
         output_var_bytes2=_variance(sizes),
         mean_interval_s=times.mean_interval_s,
         p95_interval_s=times.p95_interval_s,
+        items_mean=items.mean,
+        items_var=items.var,
+        item_s=items.item_s,
     )
 
 

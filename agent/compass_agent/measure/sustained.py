@@ -16,7 +16,7 @@ import numpy as np
 
 from compass_agent.measure.passes import Passes
 from compass_agent.measure.series import Hiccups, Sample, hiccups_of
-from compass_agent.measure.speed import profiles_of
+from compass_agent.measure.speed import profiles_of, without_figures
 from compass_agent.measure.trend import Trend, last_third, swaps, trend_of
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
@@ -55,6 +55,8 @@ class SustainedReport:
     trends: Mapping[str, Trend]
     """Variant -> its own, where it was found; their rate of false alarms is that of one, all together."""
     swaps: tuple[Swap, ...]
+    failed: Mapping[str, str]
+    """Variants without a figure -> why."""
 
 
 def measure_sustained(  # noqa: PLR0913  # keyword-only, each a thing of its own
@@ -86,7 +88,8 @@ def measure_sustained(  # noqa: PLR0913  # keyword-only, each a thing of its own
 
     Raises:
         ConfigError: If there is no such variant.
-        ProfileError: If there is no input, or a variant failed on every one.
+        ModelLoadError: If no model of an operator can be had or opened.
+        ProfileError: If there is no input, or all variants failed on every one.
     """
     if not examples:
         raise ProfileError(f"pipeline {pipeline.name!r} brings no inputs to measure with")
@@ -103,7 +106,7 @@ def measure_sustained(  # noqa: PLR0913  # keyword-only, each a thing of its own
     trend, trends = trend_of(samples), _trends(samples)
     changes = (trend is not None and trend.found) or bool(trends)
     used = last_third(samples) if changes else samples
-    sizes = [framed_size(example.value) for example in examples]
+    sizes = [framed_size(value) for at in range(len(examples)) for value in passes.requests(at)]
     hiccups = hiccups_of(used)
     profile = SiteProfile(
         site=site,
@@ -120,6 +123,7 @@ def measure_sustained(  # noqa: PLR0913  # keyword-only, each a thing of its own
         trend=trend,
         trends=trends,
         swaps=tuple(_swaps(passes, samples)) if changes else (),
+        failed=without_figures(passes, profile),
     )
 
 

@@ -38,6 +38,11 @@ def read_telemetry() -> Reading:
     )
 
 
+def resident_bytes() -> int:
+    """Memory that this process has in use now."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def _battery() -> float | None:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system; odd files in /sys
         battery = psutil.sensors_battery()
