@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from compass_agent.events import RequestSubmitted, Source
+from compass_agent.places import Places
 from compass_agent.requests import Route
 from compass_shared.errors import ConfigError, RefusedError
 from compass_shared.pipeline import Pipeline, variant_key
-from compass_shared.plan import Assignment, Epoch, Plan
+from compass_shared.plan import Assignment, Epoch, Plan, PlanShare
+from compass_shared.site import Tier
 
 DEFAULT_DEADLINE_S = 30.0
 """Deadline of requests that no assignment and no caller gave one."""
@@ -28,12 +30,20 @@ class AssignmentBook:
         site: The agent's own site.
         pipelines: Installed pipelines by name.
         assignments: What was in force before; entries that no longer fit are left out.
+        tier: Tier of the agent's site.
     """
 
     def __init__(
-        self, site: str, pipelines: Mapping[str, Pipeline], assignments: Mapping[str, Assignment]
+        self,
+        site: str,
+        pipelines: Mapping[str, Pipeline],
+        assignments: Mapping[str, Assignment],
+        *,
+        tier: Tier = Tier.DEVICE,
     ) -> None:
         self._site = site
+        self.places = Places(site, tier)
+        """Where operators may run."""
         self._pipelines = dict(pipelines)
         self._in_force: dict[str, Assignment] = {}
         """Query -> assignment."""
@@ -85,11 +95,45 @@ class AssignmentBook:
         self._in_force.pop(query, None)
         self._drawn.pop(query, None)
 
-    def share_problem(self, epoch: Epoch, pipeline: str, digest: str) -> str | None:
+    def share_problem(
+        self, epoch: Epoch, pipeline: str, digest: str, variants: tuple[str, ...] = ()
+    ) -> str | None:
         """Why a worker's share cannot be held, or None."""
         if epoch.coordinator < self.coordinator_epoch:
             return f"coordinator epoch {epoch.coordinator} is older than {self.coordinator_epoch}"
-        return self._pipeline_problem(pipeline, digest)
+        if problem := self._pipeline_problem(pipeline, digest):
+            return problem
+        operators = {variant.partition("[")[0] for variant in variants}
+        return self.places.serving_problem(self._pipelines[pipeline], operators)
+
+    def stateful_layout(self, query: str, pipeline: str) -> Mapping[str, tuple[str, str]]:
+        """Where and how a query's stateful operators run: when that changes, what they kept is of no use.
+
+        Args:
+            query: Its name.
+            pipeline: What it runs if nothing is assigned to it.
+
+        Returns:
+            Operator -> site and variant.
+        """
+        assignment = self._in_force.get(query)
+        installed = self._pipelines.get(pipeline if assignment is None else assignment.pipeline)
+        if installed is None:
+            return {}
+        if assignment is None:
+            return _stateful_parts(installed, default_plan(installed, self._site))
+        plan = next(iter(_plans(assignment)), assignment.fallback)
+        return {} if plan is None else _stateful_parts(installed, plan)
+
+    def query_of(self, event: RequestSubmitted) -> str:
+        """Name of the query that a request belongs to.
+
+        Raises:
+            ConfigError: As ``routes``.
+        """
+        self._installed(event.pipeline)
+        assignment = self._meant(event)
+        return (event.query or event.pipeline) if assignment is None else assignment.query
 
     def routes(self, event: RequestSubmitted) -> tuple[list[Route], float]:
         """What a request may follow, in order, and the time it is allowed.
@@ -98,13 +142,12 @@ class AssignmentBook:
             ConfigError: The pipeline is not installed, is not the query's, or several queries could be meant.
             RefusedError: The query has neither a plan nor a fallback.
         """
-        pipeline = self._pipelines.get(event.pipeline)
-        if pipeline is None:
-            known = ", ".join(sorted(self._pipelines)) or "none"
-            raise ConfigError(f"pipeline {event.pipeline!r} is not installed here; installed: {known}")
+        pipeline = self._installed(event.pipeline)
         assignment = self._meant(event)
         if assignment is None:
             plan = default_plan(pipeline, self._site)
+            if problem := self.places.problem(pipeline, plan):
+                raise RefusedError(f"{problem}; nothing was assigned yet")
             query = event.query or event.pipeline
             route = Route(source=Source.DEFAULT, query=query, pipeline=pipeline, plan=plan, epoch=NO_EPOCH)
             return [route], DEFAULT_DEADLINE_S
@@ -150,6 +193,13 @@ class AssignmentBook:
             )
         return assignment.split[index].plan
 
+    def _installed(self, name: str) -> Pipeline:
+        pipeline = self._pipelines.get(name)
+        if pipeline is None:
+            known = ", ".join(sorted(self._pipelines)) or "none"
+            raise ConfigError(f"pipeline {name!r} is not installed here; installed: {known}")
+        return pipeline
+
     def _meant(self, event: RequestSubmitted) -> Assignment | None:
         if event.query is not None:
             named = self._in_force.get(event.query)
@@ -181,14 +231,13 @@ class AssignmentBook:
             return f"a deadline of {assignment.deadline_s} s is none"
         pipeline = self._pipelines[assignment.pipeline]
         reached = {self._site, *assignment.workers}
-        fractions = [share.fraction for share in assignment.split]
-        if not all(0 < fraction <= 1 for fraction in fractions) or not math.fsum(fractions) <= 1 + _WHOLE:
-            return f"fractions {fractions} are not shares of its requests"
         plans: list[tuple[Plan | None, set[str]]] = [(plan, reached) for plan in _plans(assignment)]
         for plan, sites in (*plans, (assignment.fallback, {self._site})):
-            if plan is not None and (problem := _plan_problem(pipeline, plan, sites)):
+            if plan is None:
+                continue
+            if problem := _plan_problem(pipeline, plan, sites) or self.places.problem(pipeline, plan):
                 return problem
-        return None
+        return _split_problem(pipeline, assignment.split)
 
     def _pipeline_problem(self, name: str, digest: str) -> str | None:
         pipeline = self._pipelines.get(name)
@@ -205,6 +254,28 @@ def default_plan(pipeline: Pipeline, site: str) -> Plan:
         config={op.name: {knob: values[0] for knob, values in op.knobs.items()} for op in pipeline.operators},
         placement={op.name: site for op in pipeline.operators},
     )
+
+
+def _stateful_parts(pipeline: Pipeline, plan: Plan) -> dict[str, tuple[str, str]]:
+    """Stateful operator -> where it runs, and its variant."""
+    return {
+        operator.name: (
+            plan.placement[operator.name],
+            variant_key(operator.name, plan.config.get(operator.name, {})),
+        )
+        for operator in pipeline.operators
+        if operator.stateful
+    }
+
+
+def _split_problem(pipeline: Pipeline, split: Sequence[PlanShare]) -> str | None:
+    fractions = [share.fraction for share in split]
+    if not all(0 < fraction <= 1 for fraction in fractions) or not math.fsum(fractions) <= 1 + _WHOLE:
+        return f"fractions {fractions} are not shares of its requests"
+    layouts = [_stateful_parts(pipeline, share.plan) for share in split]
+    if any(layout != layouts[0] for layout in layouts):
+        return "its requests are split over plans that run the operators with state differently"
+    return None
 
 
 def _plans(assignment: Assignment) -> tuple[Plan, ...]:

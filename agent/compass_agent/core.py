@@ -16,6 +16,7 @@ from compass_agent import events as ev
 from compass_agent.assignments import AssignmentBook
 from compass_agent.probing import Measure, ProbeBook
 from compass_agent.requests import RequestBook
+from compass_agent.streams import Streams
 from compass_shared.errors import ConfigError, DeadlineError
 from compass_shared.messages import (
     AckMessage,
@@ -33,6 +34,7 @@ from compass_shared.names import checked_name
 from compass_shared.pipeline import Pipeline
 from compass_shared.plan import Assignment, Epoch
 from compass_shared.query import Query, check_query
+from compass_shared.site import Tier
 from compass_shared.topics import Kind
 
 _LATENCIES_KEPT = 200
@@ -86,6 +88,7 @@ class AgentCore:
         pipelines: Installed pipelines by name.
         assignments: What was in force when the agent last stopped, from disk.
         measure: Which operators it measures.
+        tier: Where its site stands.
     """
 
     def __init__(
@@ -96,11 +99,12 @@ class AgentCore:
         pipelines: Mapping[str, Pipeline],
         assignments: Mapping[str, Assignment] | None = None,
         measure: Measure = Measure.FULL,
+        tier: Tier = Tier.DEVICE,
     ) -> None:
         self._name = name
         self._session = session
         self._pipelines = dict(pipelines)
-        self._book = AssignmentBook(name, pipelines, assignments or {})
+        self._book = AssignmentBook(name, pipelines, assignments or {}, tier=tier)
         self._reported_to = self._book.coordinator_epoch
         """Highest coordinator epoch that was told what is not retained."""
         self._queries: dict[str, Query | None] = {}
@@ -118,6 +122,7 @@ class AgentCore:
         self._counters: dict[str, _Counters] = {}
         self._refused_messages = 0
         self._requests = RequestBook(name)
+        self._streams = Streams(session)
         self._handlers: dict[type, Callable[[Any, float], list[ev.Action]]] = {
             ev.Started: self._started,
             ev.BrokerConnected: self._broker_connected,
@@ -302,6 +307,7 @@ class AgentCore:
             self._reported_to = status.epoch
             actions.extend(self._report())
         workers = {name: worker for name, worker in status.workers.items() if name != self._name}
+        self._book.places.tiers.update({name: worker.tier for name, worker in workers.items()})
         if workers != self._workers:
             self._workers = workers
             actions.append(ev.MeasureLinks(workers=workers))
@@ -315,18 +321,23 @@ class AgentCore:
 
     def _assignment_arrived(self, event: ev.AssignmentArrived, _now_s: float) -> list[ev.Action]:
         assignment = event.assignment
+        before = self._book.stateful_layout(event.query, "" if assignment is None else assignment.pipeline)
         if assignment is None:
             self._book.withdraw(event.query)
-            return [self._save()]
+            return [self._save(), *_forgotten(event.query, before)]
         problem = self._book.take(event.query, assignment)
         ack = self._ack(event.query, assignment.epoch, problem)
-        return [ack] if problem else [self._save(), ack, self._open(event.query)]
+        if problem:
+            return [ack]
+        moved = before != self._book.stateful_layout(event.query, assignment.pipeline)
+        forgotten = _forgotten(event.query, before) if moved else []
+        return [self._save(), ack, self._open(event.query), *forgotten]
 
     def _share_arrived(self, event: ev.ShareArrived, _now_s: float) -> list[ev.Action]:
         share = event.share
         if share is None:
             return [ev.HoldShare(query=event.query, share=None)]
-        problem = self._book.share_problem(share.epoch, share.pipeline, share.digest)
+        problem = self._book.share_problem(share.epoch, share.pipeline, share.digest, share.variants)
         if problem is not None:
             return [self._ack(event.query, share.epoch, problem, share=True)]
         self._book.coordinator_epoch = share.epoch.coordinator
@@ -349,16 +360,20 @@ class AgentCore:
     # --- the application --------------------------------------------------------------------------
 
     def _query_declared(self, event: ev.QueryDeclared, _now_s: float) -> list[ev.Action]:
+        forgotten: list[ev.Action] = []
         if event.query is not None:
             self._check_declared(event.name, event.query)
+        elif (known := self._queries.get(event.name)) is not None:
+            self._streams.end(event.name)
+            forgotten = _forgotten(event.name, self._book.stateful_layout(event.name, known.pipeline))
         if not self._connected:
             self._queries[event.name] = event.query
-            return []
+            return forgotten
         if event.query is None:
             self._queries.pop(event.name, None)
         else:
             self._queries[event.name] = event.query
-        return [self._send_query(event.name, event.query)]
+        return [self._send_query(event.name, event.query), *forgotten]
 
     def _check_declared(self, name: str, query: Query) -> None:
         checked_name(name, "query")
@@ -379,6 +394,8 @@ class AgentCore:
         if event.query is not None and known and event.query not in known:
             names = ", ".join(sorted(known))
             raise ConfigError(f"no query is called {event.query!r} here; there are {names}", field="query")
+        # Counted although it may be refused: it is missing in its stream then, and a new stream begins.
+        stream, position = self._streams.next(self._book.query_of(event), new_stream=event.new_stream)
         routes, deadline_s = self._book.routes(event)
         return self._requests.start(
             event.request,
@@ -386,7 +403,14 @@ class AgentCore:
             routes,
             deadline_s=deadline_s if event.deadline_s is None else event.deadline_s,
             now_s=now_s,
+            stream=stream,
+            position=position,
         )
+
+
+def _forgotten(query: str, layout: Mapping[str, object]) -> list[ev.Action]:
+    """Drop what a query's stateful operators kept here, if it has any."""
+    return [ev.ForgetStates(query=query)] if layout else []
 
 
 def _model_peers(status: CoordinatorMessage, own: str) -> tuple[str, ...]:

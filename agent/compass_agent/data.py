@@ -69,6 +69,8 @@ def call_of(run: RunSegment, token: str) -> Call:
         operators=run.segment.operators,
         knobs={name: run.plan.config.get(name, {}) for name in run.segment.operators},
         exports=run.segment.exports,
+        stream=run.stream,
+        position=run.position,
     )
     return Call(header=header, values=run.values)
 

@@ -6,7 +6,9 @@ The demo and the benches use it to serve queries at their rates and to learn how
     {"do": "serve", "phase": "compass", "seconds": 15, "seed": 7, "split": "heldout"}
     {"do": "stop"}
 
-Requests arrive as a Poisson process, so that they meet each other as requests of independent users do.
+Requests arrive as a Poisson process, so that they meet each other as requests of independent users do. Those
+of a pipeline whose inputs are clips come evenly, clip after clip, each clip a stream of its own; a clip is
+scored as a whole when its last request has ended, and its requests are reported then.
 Arrivals and inputs follow from the seed and the query's name: two phases with one seed see the same ones.
 """
 
@@ -14,26 +16,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
 import msgspec
 
-from compass_agent.bundles import Bundle
-from compass_agent.events import Outcome, QueryDeclared
+from compass_agent.events import QueryDeclared
 from compass_agent.inputs import load_examples
-from compass_agent.measure.scoring import score_of, share
+from compass_agent.playing import Emit, Player
 from compass_agent.shell import AgentShell
 from compass_shared.errors import CompassError, MessageError
 from compass_shared.notices import Notice
 from compass_shared.query import Query
 from compass_shared.values import Example
-
-Emit = Callable[[Mapping[str, Any]], None]
 
 
 class DeclareCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="declare"):
@@ -59,52 +57,6 @@ class StopCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag
 
 
 _COMMANDS = msgspec.json.Decoder(DeclareCommand | ServeCommand | StopCommand)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """One request to come."""
-
-    at_s: float
-    """From the start of the phase."""
-    index: int
-    """Which of the query's requests it is."""
-    example: int
-    """Which input it carries."""
-
-
-def arrivals(query: Query, *, seconds: float, seed: int, groups: Sequence[str]) -> list[Arrival]:
-    """The requests of one query: the same for the same seed.
-
-    Args:
-        query: Its rate counts.
-        seconds: How long to send.
-        seed: Draws times and inputs.
-        groups: Group of every input; each round of inputs takes the groups in turn, so that even a few
-            requests see every group in proportion.
-    """
-    rng = random.Random(f"{seed}/{query.name}")  # noqa: S311  # a repeatable draw, not a secret
-    # Of its own, so that when requests come does not depend on what they carry.
-    order = _in_turns(groups, random.Random(f"{seed}/{query.name}/inputs"))  # noqa: S311
-    found: list[Arrival] = []
-    at_s = rng.expovariate(query.rate_hz)
-    while at_s < seconds:
-        found.append(Arrival(at_s=at_s, index=len(found), example=order[len(found) % len(order)]))
-        at_s += rng.expovariate(query.rate_hz)
-    return found
-
-
-def _in_turns(groups: Sequence[str], rng: random.Random) -> list[int]:
-    """Indices in a random order in which every stretch holds each group about as often as all do."""
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    spread: list[tuple[float, int]] = []
-    for indices in members.values():
-        rng.shuffle(indices)
-        shift = rng.random()
-        spread.extend(((rank + shift) / len(indices), index) for rank, index in enumerate(indices))
-    return [index for _, index in sorted(spread)]
 
 
 class Driver:
@@ -173,7 +125,8 @@ class Driver:
         overruns = self._shell.overruns
         started_s = time.monotonic()
         self._emit({"event": "serving", "phase": command.phase})
-        await asyncio.gather(*(self._serve_query(query, command, started_s) for query in self._queries))
+        players = [self._player(query, command, started_s) for query in self._queries]
+        await asyncio.gather(*(p.play(seconds=command.seconds, seed=command.seed) for p in players))
         self._emit(
             {
                 "event": "served",
@@ -183,61 +136,15 @@ class Driver:
             }
         )
 
-    async def _serve_query(self, query: Query, command: ServeCommand, started_s: float) -> None:
-        examples = self._examples[query.pipeline, command.split]
-        plan = arrivals(
-            replace(query, rate_hz=query.rate_hz * command.rate_factor),
-            seconds=command.seconds,
-            seed=command.seed,
-            groups=[example.group for example in examples],
+    def _player(self, query: Query, command: ServeCommand, started_s: float) -> Player:
+        return Player(
+            self._shell,
+            self._emit,
+            query=replace(query, rate_hz=query.rate_hz * command.rate_factor),
+            phase=command.phase,
+            examples=self._examples[query.pipeline, command.split],
+            started_s=started_s,
         )
-        running = []
-        for arrival in plan:
-            await asyncio.sleep(started_s + arrival.at_s - time.monotonic())
-            work = self._one(query, command, arrival, examples[arrival.example])
-            running.append(asyncio.ensure_future(work))
-        await asyncio.gather(*running)
-
-    async def _one(self, query: Query, command: ServeCommand, arrival: Arrival, example: Example) -> None:
-        bundle = self._shell.bundles[query.pipeline]
-        base = {
-            "event": "request",
-            "phase": command.phase,
-            "query": query.name,
-            "index": arrival.index,
-            "input": example.name,
-        }
-        try:
-            outcome = await self._shell.request(query.pipeline, example.value, query=query.name)
-        except CompassError as error:
-            self._emit({**base, "error": type(error).__name__, "problem": str(error)})
-            return
-        score = None if outcome.error is not None else await self._score(bundle, outcome, example)
-        self._emit({**base, **describe(outcome), "score": score})
-
-    async def _score(self, bundle: Bundle, outcome: Outcome, example: Example) -> float:
-        try:
-            kind = bundle.pipeline.metric.kind if bundle.pipeline.metric is not None else "mean"
-            score = await asyncio.to_thread(score_of, bundle.metric(), kind, outcome.value, example)
-            return share(score)
-        except CompassError as error:
-            self._emit({"event": "error", "problem": str(error)})
-            return 0.0
-
-
-def describe(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON, without what was sent or answered."""
-    error = outcome.error
-    return {
-        "request": outcome.request,
-        "error": None if error is None else type(error).__name__,
-        "problem": None if error is None else str(error),
-        "latency_s": outcome.latency_s,
-        "source": outcome.source.value,
-        "attempts": outcome.attempts,
-        "epoch": msgspec.to_builtins(outcome.epoch),
-        "segments": msgspec.to_builtins(outcome.segments),
-    }
 
 
 def notice_event(notice: Notice) -> dict[str, Any]:

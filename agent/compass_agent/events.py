@@ -174,6 +174,8 @@ class RequestSubmitted:
     query: str | None = None
     deadline_s: float | None = None
     """Time allowed; the assignment's own if None."""
+    new_stream: bool = False
+    """Whether it begins a new stream of its query: stateful operators know nothing of what was before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +275,10 @@ class RunSegment:
     """Time that remains."""
     worker: WorkerAccess | None
     """None: run it here."""
+    stream: int = 0
+    """Stream of the query that the request is part of."""
+    position: int = 0
+    """Which request of the stream it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +324,13 @@ class OpenModels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetStates:
+    """Drop what stateful operators kept here of a query's requests: it ended, or they run elsewhere now."""
+
+    query: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureOperators:
     """Measure operators while no request runs, hand the profile in, and report MeasuringEnded."""
 
@@ -355,6 +368,7 @@ Action: TypeAlias = (
     | SaveAssignments
     | HoldShare
     | OpenModels
+    | ForgetStates
     | MeasureOperators
     | CountServed
     | MeasureLinks

@@ -17,9 +17,11 @@ from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import DeadlineError, MessageError, RefusedError
 from compass_shared.framing import framed_size
-from compass_shared.pipeline import Config, Operator, Pipeline
+from compass_shared.pipeline import Config, Operator, Pipeline, variant_key
 
 if TYPE_CHECKING:
+    from compass_agent.operators import BoundOperator
+    from compass_agent.states import RequestStates
     from compass_shared.values import Value
 
 Result = TypeVar("Result")
@@ -93,6 +95,7 @@ def run_segment(  # noqa: PLR0913  # what runs, on what, and how
     *,
     deadline: Deadline | None = None,
     sized: bool = False,
+    states: RequestStates | None = None,
 ) -> SegmentResult:
     """Run some operators of a pipeline, in this thread, one after the other.
 
@@ -106,6 +109,7 @@ def run_segment(  # noqa: PLR0913  # what runs, on what, and how
         pace: Speed to run at.
         deadline: Checked before every operator.
         sized: Whether to find out how large the outputs are, which takes a copy of each.
+        states: Where stateful operators find what they kept; None: each has nothing and keeps nothing.
 
     Raises:
         ConfigError: If there is no such operator or knob value.
@@ -114,26 +118,39 @@ def run_segment(  # noqa: PLR0913  # what runs, on what, and how
         InferenceError: If an operator fails.
         DeadlineError: If the time is over before the last operator starts.
     """
+
+    def paced(step: Operator, run: BoundOperator, inputs: Mapping[str, Value]) -> Paced[Value]:
+        if states is None or not step.stateful:
+            return pace.run(step.speed_class, partial(run, inputs))
+        # Waiting for another request of the query is no time of this operator's.
+        with states.held(step.name, variant_key(step.name, run.knobs), deadline=deadline) as state:
+            return pace.run(step.speed_class, partial(run, inputs, state))
+
     steps = _steps(pipeline, operators)
     _check_complete(steps, values, exports)
     made: dict[str, Value] = dict(values)
-    paced: list[Paced[Value]] = []
+    ran: list[Paced[Value]] = []
+    items: list[int | None] = []
     for step in steps:
         run = host.bind(pipeline.name, step.name, config.get(step.name, {}))
         if deadline is not None:
             deadline.check()
-        done = pace.run(step.speed_class, partial(run, {name: made[name] for name in step.inputs}))
+        inputs = {name: made[name] for name in step.inputs}
+        done = paced(step, run, inputs)
         made[step.name] = done.value
-        paced.append(done)
+        ran.append(done)
+        items.append(run.items_in(inputs))
     return SegmentResult(
         values={name: made[name] for name in exports},
         timings=tuple(
-            OperatorTiming(operator=step.name, wall_s=done.wall_s, cpu_s=done.cpu_s, device_s=done.device_s)
-            for step, done in zip(steps, paced, strict=True)
+            OperatorTiming(
+                operator=step.name, wall_s=done.wall_s, cpu_s=done.cpu_s, device_s=done.device_s, items=count
+            )
+            for step, done, count in zip(steps, ran, items, strict=True)
         ),
-        busy_s=sum(done.busy_s for done in paced),
-        overruns=sum(done.overrun_s > 0 for done in paced),
-        overrun_s=sum(done.overrun_s for done in paced),
+        busy_s=sum(done.busy_s for done in ran),
+        overruns=sum(done.overrun_s > 0 for done in ran),
+        overrun_s=sum(done.overrun_s for done in ran),
         sizes={step.name: framed_size(made[step.name]) for step in steps} if sized else {},
     )
 

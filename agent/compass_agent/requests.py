@@ -62,6 +62,8 @@ class _Flight:
     """What to try, in order."""
     started_s: float
     deadline_s: float
+    stream: int
+    position: int
     attempt: int = 0
     """One-based index into routes."""
     segments: tuple[Segment, ...] = ()
@@ -89,7 +91,15 @@ class RequestBook:
         return len(self._flights)
 
     def start(
-        self, request: str, value: Value, routes: Sequence[Route], *, deadline_s: float, now_s: float
+        self,
+        request: str,
+        value: Value,
+        routes: Sequence[Route],
+        *,
+        deadline_s: float,
+        now_s: float,
+        stream: int = 0,
+        position: int = 0,
     ) -> list[Action]:
         """Take a request in and start its first attempt.
 
@@ -99,11 +109,19 @@ class RequestBook:
             routes: Plans to try in order; at least one.
             deadline_s: Time allowed from now.
             now_s: The time.
+            stream: Stream of its query that it is part of.
+            position: Which request of the stream it is; all its attempts are the same one.
         """
         if request in self._flights or not routes:
             raise ValueError(f"request {request!r} is already in flight or has no route")
         flight = _Flight(
-            request=request, value=value, routes=tuple(routes), started_s=now_s, deadline_s=deadline_s
+            request=request,
+            value=value,
+            routes=tuple(routes),
+            started_s=now_s,
+            deadline_s=deadline_s,
+            stream=stream,
+            position=position,
         )
         self._flights[request] = flight
         overdue = Later(delay_s=deadline_s, event=RequestOverdue(request=request))
@@ -206,6 +224,8 @@ class RequestBook:
             values={need: flight.values[need] for need in segment.needs},
             deadline_s=max(0.0, flight.started_s + flight.deadline_s - now_s),
             worker=None if segment.site == self._site else route.workers[segment.site],
+            stream=flight.stream,
+            position=flight.position,
         )
 
     def _finish(

@@ -17,6 +17,7 @@ from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies
 from compass_agent.served import Served
+from compass_agent.states import StateBook
 from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock
 from compass_shared.errors import BackendError, CompassError, DeadlineError
@@ -57,6 +58,8 @@ class SegmentRunner:
         self._proxies = proxies
         self._clock = clock
         self._served = served
+        self._states = StateBook()
+        """Of the queries that start here; what others run here is their worker's."""
         self._deadlines: dict[str, dict[tuple[int, int], Deadline]] = {}
         """Request -> (attempt, segment) -> deadline, of those that run here."""
         self.overruns = 0
@@ -99,10 +102,19 @@ class SegmentRunner:
         for deadline in self._deadlines.pop(request, {}).values():
             deadline.give_up()
 
+    def forget(self, query: str) -> None:
+        """Drop what stateful operators kept of a query."""
+        self._states.drop(query)
+
     async def _here(self, action: RunSegment) -> SegmentDone:
         deadline = self._deadlines.get(action.request, {}).get((action.attempt, action.segment.index))
         if deadline is None:
             raise DeadlineError(f"request {action.request}", action.deadline_s)  # it ended meanwhile
+        states = (
+            self._states.of(query=action.query, stream=action.stream, position=action.position)
+            if action.pipeline.stateful
+            else None
+        )
         call: Callable[[], SegmentResult] = partial(
             run_segment,
             self._host,
@@ -114,6 +126,7 @@ class SegmentRunner:
             self._pace,
             deadline=deadline,
             sized=self._served.wants_sizes(action.pipeline.name),
+            states=states,
         )
         pooled = await self._pool.run(call)
         self.overruns += pooled.value.overruns

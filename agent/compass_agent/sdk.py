@@ -84,7 +84,13 @@ class Agent:
         await self.shell.open_models(pipeline)
 
     async def request(
-        self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
+        self,
+        pipeline: str,
+        value: Value,
+        *,
+        query: str | None = None,
+        deadline_s: float | None = None,
+        new_stream: bool = False,
     ) -> Value:
         """Push one input through a pipeline and return its output.
 
@@ -93,17 +99,27 @@ class Agent:
             value: The input: bytes, text, numbers, arrays, or lists and maps of these.
             query: Which query it belongs to, where the pipeline serves several here.
             deadline_s: Time allowed; the assignment's own if None.
+            new_stream: Whether it begins a new stream (a clip, a conversation, a scene): operators that keep
+                state from request to request start again. The first request of a query always does.
 
         Raises:
             CompassError: The request failed; see ``compass_shared.errors``.
         """
-        outcome = await self.outcome(pipeline, value, query=query, deadline_s=deadline_s)
+        outcome = await self.outcome(
+            pipeline, value, query=query, deadline_s=deadline_s, new_stream=new_stream
+        )
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
 
     async def outcome(
-        self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
+        self,
+        pipeline: str,
+        value: Value,
+        *,
+        query: str | None = None,
+        deadline_s: float | None = None,
+        new_stream: bool = False,
     ) -> Outcome:
         """Like ``request``, but returns how it went: value or error, latency, plan, and every segment.
 
@@ -111,7 +127,9 @@ class Agent:
             ConfigError: The pipeline or the query is not known here.
             RefusedError: The coordinator refused the query.
         """
-        return await self.shell.request(pipeline, value, query=query, deadline_s=deadline_s)
+        return await self.shell.request(
+            pipeline, value, query=query, deadline_s=deadline_s, new_stream=new_stream
+        )
 
     def declare(
         self,
@@ -188,10 +206,20 @@ class BlockingAgent:
         self._ask(lambda agent: agent.open_models(pipeline))
 
     def request(
-        self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
+        self,
+        pipeline: str,
+        value: Value,
+        *,
+        query: str | None = None,
+        deadline_s: float | None = None,
+        new_stream: bool = False,
     ) -> Value:
         """As ``Agent.request``; any number of threads may call it at once."""
-        return self._ask(lambda agent: agent.request(pipeline, value, query=query, deadline_s=deadline_s))
+        return self._ask(
+            lambda agent: agent.request(
+                pipeline, value, query=query, deadline_s=deadline_s, new_stream=new_stream
+            )
+        )
 
     def _ask(self, what: Callable[[Agent], Coroutine[Any, Any, Result]]) -> Result:
         with self._lock:

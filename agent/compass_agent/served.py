@@ -10,11 +10,13 @@ import numpy as np
 from compass_agent.events import ServedCounted
 from compass_agent.execution import SegmentResult
 from compass_agent.moments import Moments
+from compass_shared.calls import OperatorTiming
+from compass_shared.items import items_of
 from compass_shared.pipeline import Config, variant_key
 from compass_shared.profile import OperatorProfile
 
 KEPT = 256
-"""Times of one variant that are kept for its p95: a fair sample of all that there were."""
+"""Runs of one variant that are kept for its p95 and its items: a fair sample of all that there were."""
 _SIZED = 1 / 16
 """Share of the segments whose outputs' sizes are looked at: that takes a copy of each."""
 
@@ -23,26 +25,32 @@ _SIZED = 1 / 16
 class _Variant:
     times_s: Moments = field(default_factory=Moments)
     sizes: Moments = field(default_factory=Moments)
-    sample_s: list[float] = field(default_factory=list)
+    sample: list[tuple[int | None, float]] = field(default_factory=list)
+    """Items and seconds of runs."""
 
-    def add(self, time_s: float, size: int | None, rng: random.Random) -> None:
-        self.times_s.add(time_s)
+    def add(self, timing: OperatorTiming, size: int | None, rng: random.Random) -> None:
+        self.times_s.add(timing.device_s)
         if size is not None:
             self.sizes.add(size)
-        if len(self.sample_s) < KEPT:
-            self.sample_s.append(time_s)
+        run = timing.items, timing.device_s
+        if len(self.sample) < KEPT:
+            self.sample.append(run)
         elif (place := rng.randrange(self.times_s.count)) < KEPT:
-            self.sample_s[place] = time_s
+            self.sample[place] = run
 
     def profile(self, variant: str) -> OperatorProfile:
+        items = items_of(self.sample)
         return OperatorProfile(
             variant=variant,
             mean_s=self.times_s.mean,
             var_s2=self.times_s.variance,
-            p95_s=float(np.quantile(self.sample_s, 0.95)),
+            p95_s=float(np.quantile([time_s for _, time_s in self.sample], 0.95)),
             count=self.times_s.count,
             output_mean_bytes=self.sizes.mean,
             output_var_bytes2=self.sizes.variance,
+            items_mean=items.mean,
+            items_var=items.var,
+            item_s=items.item_s,
         )
 
 
@@ -74,7 +82,7 @@ class Served:
         for timing in result.timings:
             key = variant_key(timing.operator, config.get(timing.operator, {}))
             size = result.sizes.get(timing.operator)
-            variants.setdefault(key, _Variant()).add(timing.device_s, size, self._rng)
+            variants.setdefault(key, _Variant()).add(timing, size, self._rng)
 
     def counted(self, now_s: float) -> ServedCounted:
         """What was counted so far; it begins from nothing again.

@@ -98,6 +98,11 @@ class ShareTable:
         """Queries that are served now."""
         return tuple(self._current)
 
+    def current(self, query: str) -> ShareMessage | None:
+        """The share of a query that is in force."""
+        holding = self._current.get(query)
+        return None if holding is None else holding.share
+
     def take(self, share: ShareMessage, now_s: float) -> str | None:
         """Serve a query up to this share from now on.
 

@@ -95,6 +95,7 @@ class AgentShell:
             pipelines={name: bundle.pipeline for name, bundle in self.bundles.items()},
             assignments=saved.load(config.state_dir),
             measure=config.measure,
+            tier=config.tier,
         )
         self._make_transport = transport or _mqtt
         self._transport: Transport | None = None
@@ -104,6 +105,16 @@ class AgentShell:
         self._http: aiohttp.ClientSession | None = None
         self.shares = ShareTable()
         self._served = Served(rng=random.Random(), since_s=self._clock.now_s())  # noqa: S311  # a sample
+        self._worker = Worker(
+            site=config.name,
+            tier=config.tier,
+            host=self.host,
+            shares=self.shares,
+            pool=self.pool,
+            pace=self.pace,
+            clock=self._clock,
+            served=self._served,
+        )
         self._data_plane: DataPlane | None = None
         self._proxies = LinkProxies(config.shapes, rng=random.Random())  # noqa: S311  # jitter, not a secret
         self._running = SegmentRunner(
@@ -158,7 +169,7 @@ class AgentShell:
             timeout=aiohttp.ClientTimeout(total=None),
         )
         if self.config.listen is not None:
-            self._data_plane = self._new_data_plane()
+            self._data_plane = DataPlane(self._worker, self.store.cache, advertise=self.config.data_address)
             await self._data_plane.start(*self.config.listen)
         if self.config.broker is not None:
             self._transport = self._make_transport(self)
@@ -204,18 +215,6 @@ class AgentShell:
         """Base URL of the data plane, if this agent is a worker."""
         return self._data_plane.address if self._data_plane is not None else None
 
-    def _new_data_plane(self) -> DataPlane:
-        worker = Worker(
-            site=self.config.name,
-            host=self.host,
-            shares=self.shares,
-            pool=self.pool,
-            pace=self.pace,
-            clock=self._clock,
-            served=self._served,
-        )
-        return DataPlane(worker, self.store.cache, advertise=self.config.data_address)
-
     async def open_models(self, pipeline: str) -> None:
         """Fetch and open the models that requests without an assignment need.
 
@@ -231,9 +230,15 @@ class AgentShell:
     # --- requests ---------------------------------------------------------------------------------
 
     async def request(
-        self, pipeline: str, value: Value, *, query: str | None = None, deadline_s: float | None = None
+        self,
+        pipeline: str,
+        value: Value,
+        *,
+        query: str | None = None,
+        deadline_s: float | None = None,
+        new_stream: bool = False,
     ) -> ev.Outcome:
-        """Push one input through a pipeline.
+        """Push one input through a pipeline; ``new_stream`` begins a new stream of its query.
 
         Returns:
             How it ended; ``outcome.error`` holds the error if it failed.
@@ -247,7 +252,12 @@ class AgentShell:
             raise TransportError(_CLOSED)
         request = uuid.uuid4().hex
         event = ev.RequestSubmitted(
-            request=request, pipeline=pipeline, value=value, query=query, deadline_s=deadline_s
+            request=request,
+            pipeline=pipeline,
+            value=value,
+            query=query,
+            deadline_s=deadline_s,
+            new_stream=new_stream,
         )
         future: asyncio.Future[ev.Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
@@ -284,6 +294,8 @@ class AgentShell:
                 self._hold(action)
             case ev.OpenModels():
                 self._background.spawn(self._open_models(action), f"models of {action.pipeline}")
+            case ev.ForgetStates():
+                self._running.forget(action.query)
             case ev.UsePeers():
                 self.store.peers = action.addresses
             case ev.MeasureOperators():
@@ -297,7 +309,7 @@ class AgentShell:
         if (unready := self._preparing.pop(action.query, None)) is not None:
             unready.cancel()
         if action.share is None:
-            self.shares.withdraw(action.query, self._clock.now_s())
+            self._worker.withdraw(action.query)
             self._notice(Notice(kind="share", data={"query": action.query, "held": False}))
         else:
             work = self._prepare_share(action.share)
@@ -307,7 +319,7 @@ class AgentShell:
         problem = await self._opened(share.pipeline, share.variants)
         # Nothing is awaited from here on, so that a newer share finds either all of this done or nothing.
         del self._preparing[share.query]
-        problem = problem or self.shares.take(share, self._clock.now_s())
+        problem = problem or self._worker.hold(share)
         if problem is None:
             self._notice(Notice(kind="share", data={"query": share.query, "held": True}))
         else:

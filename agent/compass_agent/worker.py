@@ -4,7 +4,7 @@ Whatever goes wrong is answered with an ``ErrorBody`` frame; the process lives o
 callers whose HTTP headers show the token of a share that is held here.
 
     400 MessageError     not a segment call, one that lacks values, or one whose headers say otherwise
-    403 RefusedError     not assigned here
+    403 RefusedError     not assigned here, or an operator that must not run here
     413 MessageError     larger than MAX_FRAME_BYTES
     422 InferenceError   an operator failed on this input
     429 RefusedError     over its share for the moment
@@ -12,7 +12,8 @@ callers whose HTTP headers show the token of a share that is held here.
     503 RefusedError     the queue is full, or too slow for the deadline
     504 DeadlineError    the time was over before the last operator started
 
-A call that arrives twice with one request id and attempt runs once: both get the same answer.
+A call that arrives twice with one request id and attempt runs once: both get the same answer. What stateful
+operators keep of a query lasts as long as its share names their variants.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from compass_agent.counters import QueryCounter, WorkerCounters
 from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
+from compass_agent.places import Places
 from compass_agent.repeats import Repeats, Reply
 from compass_agent.served import Served
 from compass_agent.shares import ShareTable
+from compass_agent.states import RequestStates, StateBook
 from compass_shared.calls import (
     MEDIA_TYPE,
     PATH,
@@ -57,6 +60,8 @@ from compass_shared.errors import (
     RefusedError,
 )
 from compass_shared.framing import MAX_FRAME_BYTES
+from compass_shared.messages import ShareMessage
+from compass_shared.site import Tier
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +85,7 @@ class Worker:
 
     Args:
         site: The worker's own name.
+        tier: Where it stands: some operators must not run there, whoever asks.
         host: Its operators.
         shares: What it was told to serve.
         pool: Its threads.
@@ -92,6 +98,7 @@ class Worker:
         self,
         *,
         site: str,
+        tier: Tier,
         host: OperatorHost,
         shares: ShareTable,
         pool: LocalPool,
@@ -103,11 +110,34 @@ class Worker:
         self.pool = pool
         self.shares = shares
         self.counters = WorkerCounters()
+        self.states = StateBook()
+        self._places = Places(site, tier)
         self._host = host
         self._pace = pace or Pace()
         self.clock = clock or MonotonicClock()
         self._served = served
         self._repeats = Repeats(lambda reply: reply.status in _FINAL)
+
+    def hold(self, share: ShareMessage) -> str | None:
+        """Serve a query up to this share from now on.
+
+        Returns:
+            None, or why it was refused.
+        """
+        before = self.shares.current(share.query)
+        problem = self.shares.take(share, self.clock.now_s())
+        if problem is None and before is not None:
+            same = (before.origin, before.pipeline, before.digest)
+            if same == (share.origin, share.pipeline, share.digest):
+                self.states.keep(share.query, share.variants)
+            else:
+                self.states.drop(share.query)
+        return problem
+
+    def withdraw(self, query: str) -> None:
+        """Stop serving a query, but for what is under way."""
+        self.shares.withdraw(query, self.clock.now_s())
+        self.states.drop(query)
 
     def turned_away(self, query: str, token: str) -> Reply | None:
         """The reply to a stranger, None for a caller whose call is to be read.
@@ -162,7 +192,9 @@ class Worker:
 
     async def _run(self, call: Call, arrived_s: float, received_s: float) -> Reply:
         header = call.header
+        self._check_places(header)
         ticket = self.shares.admit(header, received_s)
+        states = self._states_for(header)
         deadline = Deadline(
             f"request {header.request}",
             header.deadline_s - (self.clock.now_s() - arrived_s),
@@ -175,7 +207,8 @@ class Worker:
             nonlocal started
             deadline.check()
             started = True
-            return self._compute(call, deadline, wait_s=self.clock.now_s() - received_s, sized=sized)
+            wait_s = self.clock.now_s() - received_s
+            return self._compute(call, deadline, states, wait_s=wait_s, sized=sized)
 
         try:
             deadline.check()
@@ -197,7 +230,7 @@ class Worker:
         return Reply(200, body)
 
     def _compute(
-        self, call: Call, deadline: Deadline, *, wait_s: float, sized: bool
+        self, call: Call, deadline: Deadline, states: RequestStates | None, *, wait_s: float, sized: bool
     ) -> tuple[SegmentResult, bytes]:
         """Run and encode, in a thread of the pool."""
         header = call.header
@@ -212,8 +245,25 @@ class Worker:
             self._pace,
             deadline=deadline,
             sized=sized,
+            states=states,
         )
         return result, self._encoded(header, result, wait_s)
+
+    def _check_places(self, header: CallHeader) -> None:
+        """Refuse what must not run here: privacy does not hang on what the coordinator planned."""
+        bundle = self._host.bundles.get(header.pipeline)
+        if bundle is None:
+            return
+        if (problem := self._places.serving_problem(bundle.pipeline, header.operators)) is not None:
+            raise RefusedError(problem)
+
+    def _states_for(self, header: CallHeader) -> RequestStates | None:
+        """What stateful operators kept of the query; nothing for what is under way after it was withdrawn."""
+        bundle = self._host.bundles.get(header.pipeline)
+        if bundle is None or not bundle.pipeline.stateful:
+            return None
+        book = self.states if self.shares.current(header.query) is not None else StateBook()
+        return book.of(query=header.query, stream=header.stream, position=header.position)
 
     def _encoded(self, header: CallHeader, result: SegmentResult, wait_s: float) -> bytes:
         answer = AnswerHeader(

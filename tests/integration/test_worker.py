@@ -46,6 +46,7 @@ from compass_shared.model_cache import ModelCache
 from compass_shared.model_routes import model_routes
 from compass_shared.pipeline import variant_key
 from compass_shared.plan import Epoch
+from compass_shared.site import Tier
 from support.bundles import write_tiny_bundle
 
 ROWS = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
@@ -124,7 +125,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     cache = ModelCache(tmp_path / "cache")
     host = OperatorHost([tiny, odd], ModelStore(cache))
     pool = LocalPool(2, max_waiting=2)
-    worker = Worker(site="cloud", host=host, shares=ShareTable(), pool=pool)
+    worker = Worker(site="cloud", tier=Tier.CLOUD, host=host, shares=ShareTable(), pool=pool)
     header = CallHeader(
         request="r1",
         attempt=1,

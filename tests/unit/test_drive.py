@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from compass_agent.config import AgentConfig
-from compass_agent.drive import Driver, arrivals, emitter
+from compass_agent.arrivals import arrivals, clip_arrivals
+from compass_agent.drive import Driver, emitter
 from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
 from compass_shared.query import Query, Slo

@@ -69,7 +69,7 @@ def test_many_calls_keep_a_fair_sample_in_bounded_memory(served: Served) -> None
     times = np.random.default_rng(1).permutation(np.arange(4000) / 4000)
     for seconds in times:
         served.add("p", TINY, ran(float(seconds), size=1))
-    kept = served._variants["p"]["read[model=tiny]"].sample_s
+    kept = served._variants["p"]["read[model=tiny]"].sample
     assert len(kept) == KEPT
     found = operators(served)["read[model=tiny]"]
     assert found.count == 4000

@@ -1,0 +1,174 @@
+"""State of stateful operators, kept from one request of a query to the next.
+
+A *cell* holds what one operator keeps for one query at this site. It knows the operator's variant, the
+stream and the last position that it saw:
+
+    no cell, another variant, a higher stream, or a call that failed before   a fresh state
+    the next request of the stream                                            the state, ``gap`` 0
+    one that skips n positions (they ran elsewhere, or were lost)             the state, ``gap`` n
+    one that is late or runs once more                                        the state, ``gap`` < 0
+    a straggler: of a lower stream, or late and of another variant            a state that is thrown away
+
+A call that fails leaves no state: it may have changed half of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compass_shared.values import State
+
+if TYPE_CHECKING:
+    from compass_agent.execution import Deadline
+
+MAX_QUERIES = 256
+"""Queries whose states are kept; each has as many cells as its pipeline has stateful operators."""
+
+_LOOK_S = 0.02
+"""How often a call that waits for another one looks whether it is still wanted."""
+
+
+@dataclass(slots=True)
+class _Cell:
+    """What one operator keeps for one query."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the operator runs."""
+    state: State | None = None
+    variant: str = ""
+    stream: int = -1
+    last: int = -1
+    """Highest position of the stream that was seen here."""
+
+    def take(self, variant: str, stream: int, position: int) -> State:
+        """The state for one request; the lock is held."""
+        same = variant == self.variant
+        if stream < self.stream or (stream == self.stream and position < self.last and not same):
+            return State()
+        if self.state is None or not same or stream > self.stream:
+            self.state = State()
+        else:
+            self.state.gap = position - self.last - 1
+        self.last = position if stream > self.stream else max(position, self.last)
+        self.variant, self.stream = variant, stream
+        return self.state
+
+    def spoil(self, state: State) -> None:
+        """Keep a state no longer, if it is the one that is kept; the lock is held."""
+        if self.state is state:
+            self.state = None
+
+
+class _Cells:
+    """The cells of one query: operator -> cell."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, _Cell] = {}
+        self._lock = threading.Lock()
+
+    def of(self, operator: str) -> _Cell:
+        with self._lock:
+            return self._cells.setdefault(operator, _Cell())
+
+    def keep(self, variants: Collection[str]) -> None:
+        with self._lock:
+            self._cells = {name: cell for name, cell in self._cells.items() if cell.variant in variants}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStates:
+    """The states as one request of a stream may use them."""
+
+    _cells: _Cells
+    stream: int
+    position: int
+
+    @contextmanager
+    def held(self, operator: str, variant: str, *, deadline: Deadline | None = None) -> Iterator[State]:
+        """The operator's state, for this request alone as long as the context lasts.
+
+        Blocks while another request of the query runs the operator. An error inside drops the state.
+
+        Args:
+            operator: Its name.
+            variant: Its name and knobs, from ``pipeline.variant_key``.
+            deadline: Until when to wait.
+
+        Raises:
+            DeadlineError: The time is over, or nobody waits for the request any more.
+        """
+        cell = self._cells.of(operator)
+        with _locked(cell.lock, deadline):
+            state = cell.take(variant, self.stream, self.position)
+            try:
+                yield state
+            except BaseException:
+                cell.spoil(state)
+                raise
+
+
+class StateBook:
+    """The states kept at one site; any number of threads may use it at once.
+
+    The query that was not used for longest gives way when there are too many.
+
+    Args:
+        max_queries: Most queries that states are kept of.
+    """
+
+    def __init__(self, *, max_queries: int = MAX_QUERIES) -> None:
+        self._max_queries = max_queries
+        self._queries: OrderedDict[str, _Cells] = OrderedDict()
+        """The one used last is last."""
+        self._lock = threading.Lock()
+
+    def __contains__(self, query: str) -> bool:
+        return query in self._queries
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def of(self, *, query: str, stream: int, position: int) -> RequestStates:
+        """The states for one request of a query.
+
+        What was dropped after this is not made again by this request: it ends on states of its own.
+        """
+        with self._lock:
+            cells = self._queries.setdefault(query, _Cells())
+            self._queries.move_to_end(query)
+            while len(self._queries) > self._max_queries:
+                self._queries.popitem(last=False)
+        return RequestStates(cells, stream, position)
+
+    def drop(self, query: str) -> None:
+        """Forget all of a query."""
+        with self._lock:
+            self._queries.pop(query, None)
+
+    def keep(self, query: str, variants: Collection[str]) -> None:
+        """Forget of a query what belongs to none of these variants: it runs elsewhere, or otherwise, now."""
+        with self._lock:
+            cells = self._queries.get(query)
+        if cells is not None:
+            cells.keep(variants)
+
+
+@contextmanager
+def _locked(lock: threading.Lock, deadline: Deadline | None) -> Iterator[None]:
+    """Hold a lock, if it can be had in time; a deadline may also be given up meanwhile."""
+    if deadline is None:
+        lock.acquire()
+    else:
+        while not lock.acquire(timeout=min(_LOOK_S, max(0.0, deadline.remaining_s()))):
+            deadline.check()
+    try:
+        if deadline is not None:
+            deadline.check()
+        yield
+    finally:
+        lock.release()
