@@ -25,6 +25,7 @@ from compass_agent.operators import OperatorHost
 from compass_agent.repeats import MAX_REPLIES
 from compass_agent.requests import FALLBACK_MARGIN
 from compass_agent.shares import BURST_REQUESTS, BURST_S, GRACE_S, HEADROOM
+from compass_agent.states import MAX_QUERIES
 from compass_agent.worker import BODY_TIMEOUT_S, failure
 from compass_coordinator.commands.files import ACCURACY_Z
 from compass_coordinator.core import PATIENCE_S, REJOIN_S, SETTLE_S, SHARE_TIMEOUT_S
@@ -194,6 +195,7 @@ def test_every_error_has_its_status() -> None:
         ("wire.md", f"reads up to {MAX_TRANSFER_BYTES >> 20} MiB"),
         ("wire.md", f"`{calls.MEDIA_TYPE}`"),
         ("wire.md", f"the last {MAX_REPLIES} replies"),
+        ("wire.md", f"those of at most {MAX_QUERIES} queries"),
         ("wire.md", f"at most {framing.MAX_FRAME_BYTES >> 20} MiB, {framing.MAX_ITEMS:,} values"),
         ("wire.md", f"and {framing.MAX_DEPTH} levels"),
         ("wire.md", f"took over {BODY_TIMEOUT_S:g} s"),
