@@ -13,7 +13,7 @@ from profiling.truth import Truth, choices_of
 
 def no_runs(truth: Truth) -> Runs:
     """Where the runs of a method go; variants are in the order of ``Truth.variants``."""
-    return Runs(space_of(truth.pipeline), len(truth.inputs))
+    return Runs(space_of(truth.pipeline), [1] * len(truth.inputs))
 
 
 def true_figures(truth: Truth) -> Figures:

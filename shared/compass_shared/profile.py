@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 CONFIDENCE = 0.95
 """What intervals hold with, where a file says nothing else."""
+_Z95 = 1.645
+"""Standard normal quantile, for times that did not vary when they were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class OperatorProfile:
     speed_class: str = ""
     """What scales alike from machine to machine (runtime, precision, bound by memory or arithmetic)."""
     memory_bytes: float = 0.0
-    """What a site needs to hold the variant, however many queries use it."""
+    """What a site needs to hold the variant, however many queries use it; agents measure it roughly."""
     mean_interval_s: tuple[float, float] | None = None
     """Low and high of the mean, where it is known how far it may be off."""
     p95_interval_s: tuple[float, float] | None = None
@@ -58,6 +61,48 @@ def _scaled(
         return None
     low, high = interval
     return slowdown * low + overhead_s, slowdown * high + overhead_s
+
+
+def at_items(profile: OperatorProfile, mean: float, var: float) -> OperatorProfile:
+    """A fan-out's figures where calls have another number of items than those it was measured with.
+
+    A call takes a constant, ``item_s`` an item, and what varies beside (the residual, which stays as it was):
+    by the law of total variance ``var_s2 = residual + item_s^2 * items_var``. The quantile stays as many
+    standard deviations above the mean as it was.
+
+    Args:
+        profile: As measured. Where the time of an item is not known only the items change.
+        mean: Mean number of items, >= 0.
+        var: Its variance, >= 0.
+    """
+    if profile.items_mean is None:
+        return profile
+    if profile.item_s == 0:
+        return replace(profile, items_mean=mean, items_var=var)
+    added_s = profile.item_s * (mean - profile.items_mean)
+    residual = max(0.0, profile.var_s2 - profile.item_s**2 * profile.items_var)
+    var_s2 = residual + profile.item_s**2 * var
+    before = profile.p95_s - profile.mean_s
+    deviations = before / math.sqrt(profile.var_s2) if profile.var_s2 > 0 else _Z95
+    mean_s = max(0.0, profile.mean_s + added_s)
+    p95_s = max(0.0, mean_s + deviations * math.sqrt(var_s2))
+    return replace(
+        profile,
+        mean_s=mean_s,
+        var_s2=var_s2,
+        p95_s=p95_s,
+        mean_interval_s=_moved(profile.mean_interval_s, mean_s - profile.mean_s),
+        p95_interval_s=_moved(profile.p95_interval_s, p95_s - profile.p95_s),
+        items_mean=mean,
+        items_var=var,
+    )
+
+
+def _moved(interval: tuple[float, float] | None, by_s: float) -> tuple[float, float] | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return max(0.0, low + by_s), max(0.0, high + by_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def _tell(runs: Runs, run: OperatorRun, place: int) -> None:
 
 
 def test_times_are_those_of_runs_that_did_not_fail() -> None:
-    runs = Runs(SPACE, 2)
+    runs = Runs(SPACE, [1] * 2)
     _tell(runs, _run("first[k=1]", 0.1, 10), 0)
     _tell(runs, _run("first[k=1]", 0.3, 30), 1)
     _tell(runs, _run("first[k=2]", 9.0, failed=True), 0)
@@ -139,7 +139,7 @@ def test_times_are_those_of_runs_that_did_not_fail() -> None:
 
 def test_a_variant_is_as_slow_on_new_inputs_as_others_say() -> None:
     """It ran on the quick ones only; its operator's other variants ran on all."""
-    runs = Runs(SPACE, 40)
+    runs = Runs(SPACE, [1] * 40)
     slow = np.where(np.arange(40) < 20, 1.0, 5.0)
     for place, factor in enumerate(slow):
         _tell(runs, _run("first[k=1]", 0.1 * factor), place)
@@ -152,7 +152,7 @@ def test_a_variant_is_as_slow_on_new_inputs_as_others_say() -> None:
 
 
 def test_runs_too_short_for_the_clock_spoil_nothing() -> None:
-    runs = Runs(SPACE, 20)
+    runs = Runs(SPACE, [1] * 20)
     for place in range(20):
         _tell(runs, _run("first[k=1]", 0.0), place)
         _tell(runs, _run("first[k=2]", 1e-4), place)
@@ -162,7 +162,7 @@ def test_runs_too_short_for_the_clock_spoil_nothing() -> None:
 
 
 def test_nothing_ran() -> None:
-    times = Runs(SPACE, 3).times()
+    times = Runs(SPACE, [1] * 3).times()
     for values in (times.mean_s, times.var_s2, times.p95_s, times.output_mean_bytes, times.output_var_bytes2):
         assert np.isnan(values).all()
     assert not times.count.any()
@@ -170,7 +170,7 @@ def test_nothing_ran() -> None:
 
 def test_what_was_found_on_disk_is_told_for_its_times_alone() -> None:
     """By every process that finds it, and by the one that ran it."""
-    runs = Runs(SPACE, 2)
+    runs = Runs(SPACE, [1] * 2)
     here, before = _run("first[k=1]", 0.25), _run("last", 0.5)
     runs.take(Done(id=0, input=0, scores={A: None}, runs=(here,), recalled=(before,)))
     runs.take(Done(id=1, input=0, scores={A: None}, recalled=(here, before)))

@@ -138,6 +138,9 @@ def _times(mean_s: Floats) -> OperatorTimes:
         count=np.zeros(len(mean_s), dtype=np.intp),
         output_mean_bytes=zeros,
         output_var_bytes2=zeros,
+        items_mean=zeros,
+        items_var=zeros,
+        item_s=zeros,
     )
 
 

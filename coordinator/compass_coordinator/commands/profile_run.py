@@ -154,7 +154,13 @@ def run(args: argparse.Namespace) -> int:
         header = header_of(ready, args.seed)
         kept = read_log(log, header) if args.resume and log.exists() else []
         profiler = Profiler(
-            pipeline, ready.inputs, decide, np.random.default_rng(args.seed), kind=ready.kind, options=options
+            pipeline,
+            ready.inputs,
+            decide,
+            np.random.default_rng(args.seed),
+            kind=ready.kind,
+            extra_metrics=ready.extra_metrics,
+            options=options,
         )
         for done in kept:
             profiler.tell(done)

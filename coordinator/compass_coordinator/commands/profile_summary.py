@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compass_coordinator.profiler.selective import Known, Profiler
+from compass_coordinator.profiler.selective import Known, KnownOther, Profiler
 from compass_coordinator.profiler.statistics.generalise import betting_interval, student_interval
 from compass_shared.measured import Ready
 
@@ -37,6 +37,10 @@ def summary_of(ready: Ready, profiler: Profiler, known: Known, out: Path, log: P
             "of_inputs": len(ready.inputs),
             "on_new_inputs": _beyond(profiler, best, ready.kind),
         },
+        "extra_metrics": {
+            name: _other(found, best) for name, found in profiler.known_others().items() if found.counts.any()
+        },
+        "items": _items(profiler),
         "failures": _failures(profiler),
         "out": str(out),
         "log": str(log),
@@ -81,6 +85,36 @@ def _failures(profiler: Profiler) -> Mapping[str, object]:
     }
 
 
+def _other(known: KnownOther, best: int) -> Mapping[str, object]:
+    """An extra metric, over the configs that were measured."""
+    measured = known.mean[known.counts > 0]
+    return {
+        "of_most_accurate": round(float(known.mean[best]), 4) if known.counts[best] else None,
+        "least": round(float(measured.min()), 4),
+        "most": round(float(measured.max()), 4),
+        "configs": len(measured),
+    }
+
+
+def _items(profiler: Profiler) -> Mapping[str, Mapping[str, float]]:
+    """Variant of a fan-out -> what it works through."""
+    times = profiler.times
+    return {
+        profiler.space.variants[at]: {
+            "mean": round(float(times.items_mean[at]), 3),
+            "standard_deviation": round(float(times.items_var[at]) ** 0.5, 3),
+            "item_ms": round(1e3 * float(times.item_s[at]), 4),
+        }
+        for at in np.flatnonzero(np.isfinite(times.items_mean))
+    }
+
+
+def _other_told(name: str, found: Mapping[str, object]) -> str:
+    best = found["of_most_accurate"]
+    there = "" if best is None else f"{best:.4f} there, "
+    return f"  {name}: {there}{found['least']:.4f} to {found['most']:.4f} over {found['configs']} configs"
+
+
 def told(summary: Mapping[str, object]) -> str:
     """The summary in words."""
     best, failed = summary["most_accurate"], summary["failures"]
@@ -98,6 +132,15 @@ def told(summary: Mapping[str, object]) -> str:
         lines.append(
             f"  on new inputs like these {low:.3f} to {high:.3f}: how far this set of inputs carries"
         )
+    others, items = summary["extra_metrics"], summary["items"]
+    assert isinstance(others, Mapping)
+    assert isinstance(items, Mapping)
+    lines += [_other_told(name, found) for name, found in others.items()]
+    lines += [
+        f"  {variant}: items {found['mean']:.1f} +- {found['standard_deviation']:.1f}, "
+        f"{found['item_ms']:.2g} ms each"
+        for variant, found in items.items()
+    ]
     if failed["configs"]:
         key, problem = failed["first"]
         lines.append(

@@ -261,6 +261,10 @@ def _joined(first: Done, second: Done) -> Done:
         id=first.id,
         input=first.input,
         scores=first.scores | second.scores,
+        others={
+            name: first.others.get(name, {}) | second.others.get(name, {})
+            for name in (*first.others, *second.others)
+        },
         problems=first.problems | second.problems,
         runs=first.runs + second.runs,
         recalled=first.recalled + second.recalled,

@@ -85,8 +85,19 @@ def merge_accuracy(tables: Sequence[tuple[str, AccuracyTable]]) -> MergedAccurac
         ]
     if disagreements:
         provenance["disagreements"] = disagreements
-    merged = replace(tables[0][1], configs=configs, provenance=provenance)
+    merged = replace(tables[0][1], configs=configs, provenance=provenance, others=_others(tables))
     return MergedAccuracy(table=merged, disagreements=tuple(disagreements))
+
+
+def _others(tables: Sequence[tuple[str, AccuracyTable]]) -> dict[str, dict[str, Accuracy]]:
+    """Extra metrics, of every config the better known entry."""
+    found: dict[str, dict[str, Accuracy]] = {}
+    for _, table in tables:
+        for metric, configs in table.others.items():
+            best = found.setdefault(metric, {})
+            for key, entry in configs.items():
+                best[key] = max(entry, best.get(key, entry), key=_known)
+    return found
 
 
 def _other_code(tables: Sequence[tuple[str, AccuracyTable]]) -> list[str]:

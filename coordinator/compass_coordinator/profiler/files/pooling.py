@@ -43,7 +43,23 @@ def pooled(parts: Sequence[VariantWork]) -> VariantWork:
         memory_bytes=max(part.memory_bytes for part in parts),
         mean_interval_s=_pooled_interval(parts, mean_s),
         p95_interval_s=None,
+        **_items(parts),
     )
+
+
+def _items(parts: Sequence[VariantWork]) -> dict[str, float]:
+    """Items of all calls together, of those that counted them; the time of one is the mean of the parts'."""
+    counted = [part for part in parts if part.items_mean is not None]
+    if not counted:
+        return {}
+    counts = [part.count for part in counted]
+    mean, var = moments(
+        counts, [part.items_mean or 0.0 for part in counted], [part.items_var for part in counted]
+    )
+    timed = [part for part in counted if part.item_s]
+    weight = sum(part.count for part in timed)
+    item_s = math.fsum(part.count * part.item_s for part in timed) / weight if weight else 0.0
+    return {"items_mean": mean, "items_var": var, "item_s": item_s}
 
 
 def moments(counts: Sequence[int], means: Sequence[float], variances: Sequence[float]) -> tuple[float, float]:

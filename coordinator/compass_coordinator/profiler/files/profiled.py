@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from compass_coordinator.measurements import SCHEMA, MeasurementsDocument, SiteWork
-from compass_coordinator.profiler.selective import Known, Options, Profiler
+from compass_coordinator.profiler.selective import Known, KnownOther, Options, Profiler
 from compass_shared.measured import Ready
 from compass_shared.pipeline import Pipeline, variant_key
 from compass_shared.profile import Accuracy, AccuracyTable, OperatorProfile, Provenance, SiteProfile
@@ -32,6 +32,7 @@ def accuracy_table(ready: Ready, profiler: Profiler, known: Known, *, today: str
         confidence=profiler.options.confidence,
         inputs=len(ready.inputs),
         configs={key: _accuracy(known, at) for at, key in enumerate(profiler.space.keys)},
+        others={name: _measured(profiler, found) for name, found in profiler.known_others().items()},
         provenance={
             "date": today,
             **ready.provenance,
@@ -71,12 +72,15 @@ def speeds_here(
             count=int(times.count[at]),
             output_mean_bytes=float(times.output_mean_bytes[at]),
             output_var_bytes2=float(times.output_var_bytes2[at]),
+            items_mean=None if np.isnan(times.items_mean[at]) else float(times.items_mean[at]),
+            items_var=float(np.nan_to_num(times.items_var[at])),
+            item_s=float(times.item_s[at]),
             speed_class=classes[variant],
         )
         for at, variant in enumerate(profiler.space.variants)
         if times.count[at] > 0
     }
-    sizes = np.array([info.size_bytes for info in ready.inputs], dtype=np.float64)
+    sizes = np.array([size for info in ready.inputs for size in info.requests], dtype=np.float64)
     profile = SiteProfile(
         site=site,
         pipeline=ready.pipeline,
@@ -110,6 +114,18 @@ def _accuracy(known: Known, at: int) -> Accuracy:
         high=max(mean, round(float(known.high[at]), DIGITS)),
         predicted=bool(known.counts[at] == 0),
     )
+
+
+def _measured(profiler: Profiler, known: KnownOther) -> dict[str, Accuracy]:
+    """Config key -> an extra metric, of the configs that were measured."""
+    return {
+        profiler.space.keys[at]: Accuracy(
+            mean=round(float(known.mean[at]), DIGITS),
+            standard_error=round(float(known.standard_error[at]), DIGITS),
+            count=int(known.counts[at]),
+        )
+        for at in np.flatnonzero(known.counts)
+    }
 
 
 def _savings(options: Options) -> list[str]:

@@ -71,6 +71,7 @@ class Drift:
             p95_s=found.p95_s * ratio,
             mean_interval_s=None,
             p95_interval_s=None,
+            item_s=found.item_s * ratio,
         )
 
 

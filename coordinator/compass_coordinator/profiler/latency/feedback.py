@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from compass_coordinator.profiler.latency.drift import Drift, Seen, common_drift, operators_of_class
 from compass_shared.messages import ServedMessage
@@ -86,8 +87,20 @@ def mixed(one: Evidence, two: Evidence) -> Evidence:
         p95_s=a.p95_s + share * (b.p95_s - a.p95_s),
         output_mean_bytes=size,
         output_var_bytes2=size_var,
+        **_items(share, a, b, mean_s),
     )
     return Evidence(weight=weight, figures=figures)
+
+
+def _items(share: float, a: OperatorProfile, b: OperatorProfile, mean_s: float) -> dict[str, Any]:
+    """Items of both together; the time of one is never more than the mean time leaves for it."""
+    if a.items_mean is None or b.items_mean is None:
+        found = a if b.items_mean is None else b
+        mean, var = found.items_mean, found.items_var
+    else:
+        mean, var = _moments(share, (a.items_mean, a.items_var), (b.items_mean, b.items_var))
+    item_s = a.item_s + share * (b.item_s - a.item_s) if a.item_s and b.item_s else a.item_s or b.item_s
+    return {"items_mean": mean, "items_var": var, "item_s": min(item_s, mean_s / mean) if mean else item_s}
 
 
 def _moments(share: float, one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:

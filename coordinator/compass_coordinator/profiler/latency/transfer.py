@@ -96,6 +96,7 @@ class Speed:
             var_s2=found.var_s2 + found.mean_s**2 * uncertain,
             p95_s=found.p95_s,
             count=0,
+            item_s=there.item_s * found.mean_s / there.mean_s,
             mean_interval_s=_interval(found.mean_s, found.mean_rel_sd),
             p95_interval_s=_interval(found.p95_s, found.p95_rel_sd),
         )

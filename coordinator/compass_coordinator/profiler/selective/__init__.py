@@ -3,6 +3,7 @@
 from compass_coordinator.profiler.selective.decisions import Decide, Decisions
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes
 from compass_coordinator.profiler.selective.options import Options
+from compass_coordinator.profiler.selective.others import KnownOther
 from compass_coordinator.profiler.selective.profiler import Known, Profiler, Status
 from compass_coordinator.profiler.selective.space import Space, space_of
 from compass_coordinator.profiler.selective.targets import Target, of_any, of_fleet, of_targets
@@ -11,6 +12,7 @@ __all__ = [
     "Decide",
     "Decisions",
     "Known",
+    "KnownOther",
     "OperatorTimes",
     "Options",
     "Profiler",

@@ -6,6 +6,8 @@ of its variant's effect, its input's, and one of every variant upstream; the pro
 inputs and all that may be upstream, whichever were measured. Products are fitted to totals, not to logarithms
 (a run on an empty page takes nearly nothing): every effect is scaled until the runs that it is part of take
 as long together as they did, in turns (iterative proportional fitting; Deming & Stephan 1940).
+
+Of clips every request counts as an input of its own: figures are of a request, as planners need them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compass_coordinator.profiler.selective.space import Floats, Indices, Space
+from compass_shared.items import items_of
 from compass_shared.measured import Done, OperatorRun
 
 ROUNDS = 15
@@ -37,30 +40,36 @@ class OperatorTimes:
     var_s2: Floats
     p95_s: Floats
     count: Indices
-    """Runs."""
+    """Requests that they ran for."""
     output_mean_bytes: Floats
     output_var_bytes2: Floats
+    items_mean: Floats
+    """Of a call; NaN of operators that are no fan-out as well."""
+    items_var: Floats
+    item_s: Floats
+    """Time that one item more takes."""
 
 
 class Runs:
-    """Operator runs by variant, input and config: thread CPU time and output size.
+    """Operator runs by variant, input and config: thread CPU time, output size and items.
 
     Args:
         space: Names the variants.
-        inputs: Size of the input set.
+        requests: Of each input of the set.
     """
 
-    def __init__(self, space: Space, inputs: int) -> None:
-        self._inputs = inputs
+    def __init__(self, space: Space, requests: Sequence[int]) -> None:
+        self._first = np.cumsum([0, *requests])
+        """(inputs + 1,) place of the first request of each among those of all."""
         self._choices = space.node_variant[space.nodes]
         self._upstream = _upstream(space, self._choices)
         self._row = {variant: at for at, variant in enumerate(space.variants)}
         self._config = {key: at for at, key in enumerate(space.keys)}
         self._column = np.zeros(len(space.variants), dtype=np.intp)
         self._column[self._choices] = np.arange(self._choices.shape[1])
-        # Operator -> variant, input and config of its runs, and what each took.
+        # Operator -> variant, request and config of its runs, and what each took.
         self._where: list[list[tuple[int, int, int]]] = [[] for _ in self._upstream]
-        self._what: list[list[tuple[float, float]]] = [[] for _ in self._upstream]
+        self._what: list[list[tuple[float, float, float]]] = [[] for _ in self._upstream]
         self._told: set[tuple[int, OperatorRun]] = set()
         self.spent_s = 0.0
         """Operator-seconds so far, failed runs included."""
@@ -90,15 +99,20 @@ class Runs:
     def _add(self, run: OperatorRun, place: int, config: int) -> None:
         self._told.add((place, run))
         row = self._row.get(run.variant)
-        if row is not None and not run.failed:
-            column = self._column[row]
-            self._where[column].append((row, place, config))
-            self._what[column].append((run.cpu_s, float(run.output_bytes)))
+        if row is None:
+            return
+        column, start, end = self._column[row], int(self._first[place]), int(self._first[place + 1])
+        for at, one in run.requests.items():
+            if start + at < end:
+                items = np.nan if one.items is None else float(one.items)
+                self._where[column].append((row, start + at, config))
+                self._what[column].append((one.cpu_s, float(one.output_bytes), items))
 
     def times(self) -> OperatorTimes:
         """Distributions so far."""
-        size = len(self._row)
-        moments, p95_s, count = np.full((2, 2, size), np.nan), np.full(size, np.nan), np.zeros(size, np.intp)
+        size, shape = len(self._row), (len(self._row), int(self._first[-1]))
+        moments, p95_s, count = np.full((3, 2, size), np.nan), np.full(size, np.nan), np.zeros(size, np.intp)
+        item_s = np.zeros(size)
         for column, (where, what) in enumerate(zip(self._where, self._what, strict=True)):
             if not where:
                 continue
@@ -106,11 +120,14 @@ class Runs:
             taken = np.array(what)
             count += np.bincount(variant, minlength=size)
             upstream = [self._levels(other, config) for other in self._upstream[column]]
-            for kind in range(2):
-                found = _over_all(taken[:, kind], variant, place, upstream, (size, self._inputs))
+            fans_out = not np.isnan(taken[:, 2]).any()
+            for kind in range(3 if fans_out else 2):
+                found = _over_all(taken[:, kind], variant, place, upstream, shape)
                 moments[kind][:, found[0] >= 0] = found[:, found[0] >= 0]
             for row in np.unique(variant):
-                p95_s[row] = _p95(taken[variant == row, 0], moments[0, 0, row])
+                own = taken[variant == row]
+                p95_s[row] = _p95(own[:, 0], moments[0, 0, row])
+                item_s[row] = _item_s(own, moments[:, 0, row]) if fans_out else 0.0
         return OperatorTimes(
             mean_s=moments[0, 0],
             var_s2=moments[0, 1],
@@ -118,6 +135,9 @@ class Runs:
             count=count,
             output_mean_bytes=moments[1, 0],
             output_var_bytes2=moments[1, 1],
+            items_mean=moments[2, 0],
+            items_var=moments[2, 1],
+            item_s=item_s,
         )
 
     def _levels(self, column: int, config: Indices) -> tuple[Indices, int]:
@@ -193,6 +213,13 @@ def _residual(errors: Floats, variant: Indices, place: Indices, shape: tuple[int
     total = np.bincount(cell, errors, shape[0] * shape[1]).reshape(shape)
     squares = (total / np.maximum(runs, 1)) ** 2
     return np.asarray(squares.sum(axis=1) / np.maximum((runs > 0).sum(axis=1), 1))
+
+
+def _item_s(taken: Floats, means: Floats) -> float:
+    """Time of one item by runs (runs, 3) of a variant, no more than the mean over all leaves for it."""
+    slope_s = items_of((int(items), time_s) for time_s, _, items in taken.tolist()).item_s
+    mean_s, _, items = means
+    return min(slope_s, mean_s / items) if items > 0 else slope_s
 
 
 def _p95(taken: Floats, mean_s: float) -> float:

@@ -48,7 +48,15 @@ class Prices:
     """(nodes,) inputs from the start of the order for which the result is there; all 0 without reuse."""
 
     @staticmethod
-    def of(space: Space, seen: Indices, times: OperatorTimes, *, reuse: bool, ran: Floats) -> Prices:
+    def of(
+        space: Space,
+        seen: Indices,
+        times: OperatorTimes,
+        *,
+        reuse: bool,
+        ran: Floats,
+        requests: float = 1.0,
+    ) -> Prices:
         """Prices as things stand.
 
         Args:
@@ -57,9 +65,11 @@ class Prices:
             times: Of operators; those that never ran are taken to be as slow as the slowest.
             reuse: Whether results are shared.
             ran: (variants,) share of the expected runs that were needed.
+            requests: Of an input, on average.
         """
         slowest = float(np.nanmax(times.mean_s)) if np.isfinite(times.mean_s).any() else 1.0
-        node_s = np.where(np.isfinite(times.mean_s), times.mean_s * ran, slowest)[space.node_variant]
+        each_s = requests * np.where(np.isfinite(times.mean_s), times.mean_s * ran, slowest)
+        node_s = each_s[space.node_variant]
         node_seen = np.zeros(len(node_s), dtype=np.intp)
         if reuse:
             np.maximum.at(node_seen, space.nodes, seen[:, np.newaxis])

@@ -6,7 +6,7 @@ benchmark's replay drive it alike: ``ask`` for jobs, ``tell`` what they gave, un
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from compass_coordinator.profiler.selective.input_order import InputOrder
 from compass_coordinator.profiler.selective.observations import Observations
 from compass_coordinator.profiler.selective.operator_times import OperatorTimes, Runs
 from compass_coordinator.profiler.selective.options import Options
+from compass_coordinator.profiler.selective.others import KnownOther, Others
 from compass_coordinator.profiler.selective.pilot import pilot_configs
 from compass_coordinator.profiler.selective.policy import Action, Prices, next_actions
 from compass_coordinator.profiler.selective.score_model import Belief, Scores
@@ -75,6 +76,7 @@ class Profiler:
         pipeline: What is profiled.
         inputs: Its labelled inputs.
         kind: Of its metric: "mean" or "ratio".
+        extra_metrics: Further metrics, scored beside it; nothing is measured for them alone.
         decide: The queries in the light of operators' times.
         options: Switches and limits.
         rng: All randomness.
@@ -92,6 +94,7 @@ class Profiler:
         rng: np.random.Generator,
         *,
         kind: str = "mean",
+        extra_metrics: Iterable[str] = (),
         options: Options | None = None,
     ) -> None:
         if not inputs:
@@ -99,7 +102,10 @@ class Profiler:
         self.options = options or Options()
         self.space = space_of(pipeline)
         self.observations = Observations(self.space, len(inputs))
-        self.runs = Runs(self.space, len(inputs))
+        self.runs = Runs(self.space, [len(info.requests) for info in inputs])
+        self._others = Others(self.space, len(inputs), extra_metrics)
+        self._requests = float(np.mean([len(info.requests) for info in inputs]))
+        """Of an input, on average."""
         self._decide = decide
         self._rng = rng
         self._order = InputOrder(inputs, self.options, rng)
@@ -149,6 +155,7 @@ class Profiler:
             raise ProfileError(f"a measurement of input {done.input}, there are {self.observations.inputs}")
         self._outstanding.pop(done.id, None)
         self.observations.add(done)
+        self._others.add(done)
         self.runs.take(done)
         self._sharing.take(done)
 
@@ -191,6 +198,10 @@ class Profiler:
             counts=self.observations.counts(),
         )
 
+    def known_others(self) -> dict[str, KnownOther]:
+        """Extra metric -> what is known of it so far."""
+        return self._others.known(self._order)
+
     def assess(self) -> None:
         """Look anew at what is at stake, as a run that was stopped has not."""
         scores = self._order.scores(self.observations)
@@ -230,7 +241,14 @@ class Profiler:
         self, decisions: Decisions, belief: Belief, found: Stakes, seen: Indices
     ) -> tuple[Action, ...]:
         """The best actions, as many as are worth looking at everything again."""
-        prices = Prices.of(self.space, seen, self.times, reuse=self.options.reuse, ran=self._sharing.ran)
+        prices = Prices.of(
+            self.space,
+            seen,
+            self.times,
+            reuse=self.options.reuse,
+            ran=self._sharing.ran,
+            requests=self._requests,
+        )
         inputs, partly = len(self._order), self.options.early_stopping
         ranked = next_actions(decisions, belief, found, seen, prices, inputs=inputs, partly=partly)
         paid = np.cumsum([action.price_s for action in ranked])
