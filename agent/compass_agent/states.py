@@ -43,7 +43,7 @@ class _Cell:
     variant: str = ""
     stream: int = -1
     last: int = -1
-    """Highest position of the stream that was seen here."""
+    """Highest position of the stream that the state saw."""
 
     def take(self, variant: str, stream: int, position: int) -> State:
         """The state for one request; the lock is held."""
@@ -51,10 +51,10 @@ class _Cell:
         if stream < self.stream or (stream == self.stream and position < self.last and not same):
             return State()
         if self.state is None or not same or stream > self.stream:
-            self.state = State()
+            self.state, self.last = State(), position
         else:
             self.state.gap = position - self.last - 1
-        self.last = position if stream > self.stream else max(position, self.last)
+            self.last = max(position, self.last)
         self.variant, self.stream = variant, stream
         return self.state
 
