@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from compass_agent.commands import accuracy, measure, probe, serve
+from compass_agent.commands import accuracy, measure, new, probe, serve
 from compass_agent.models import cli as models_cli
 from compass_shared import __version__
 from compass_shared.errors import CompassError, ConfigError
@@ -24,6 +24,7 @@ examples:
   compass-agent worker --name edge --broker mqtt://192.0.2.1 --bundle examples/read_text --listen 0.0.0.0:8470
   compass-agent accuracy examples/read_text --split profiling --out accuracy.json
   compass-agent models fetch examples/read_text
+  compass-agent new tilt --model tilt.onnx --inputs pictures
 
 exit codes: 0 all well, 1 it failed, 2 wrong usage or a wrong file, 130 interrupted
 """
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_parser(command)
     accuracy.add_parser(command)
     measure.add_parser(command)
+    new.add_parser(command)
     models_cli.add_parser(commands)
     commands.choices["models"].set_defaults(run=models_cli.run)
     return parser

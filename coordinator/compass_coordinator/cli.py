@@ -26,6 +26,7 @@ _EXTRAS = {
 """Module -> extra that brings it."""
 
 _COMMANDS = {
+    "new": "start a pipeline's bundle from an ONNX model and a folder of inputs",
     "demo": "run a whole fleet on this machine and compare plans",
     "coordinator": "run the coordinator of a fleet",
     "plan": "plan a fleet from files, without running anything",
@@ -36,6 +37,7 @@ _COMMANDS = {
 
 _EXAMPLES = """\
 examples:
+  compass new tilt --model tilt.onnx --inputs pictures
   compass demo
   compass demo --seconds 30 --json demo.json
   compass coordinator --broker mqtt://192.0.2.1 --bundle examples/read_text

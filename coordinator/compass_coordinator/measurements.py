@@ -7,7 +7,7 @@ sites of a fleet file name their kind and differ from it by slowdowns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +117,20 @@ class SiteWork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     provenance: Provenance | None = None
     """What it was measured with."""
 
+    def as_kind(self) -> KindWork | None:
+        """The site as a kind, for others that are like it but faster or slower; None if it is itself so."""
+        if self.slowdowns or self.overhead_s:
+            return None
+        return KindWork(
+            kind=self.site,
+            pipeline=self.pipeline,
+            operators=self.operators,
+            request_mean_bytes=self.request_mean_bytes,
+            request_var_bytes2=self.request_var_bytes2,
+            digest=self.digest,
+            provenance=self.provenance,
+        )
+
     @classmethod
     def of(cls, profile: SiteProfile) -> SiteWork:
         """The same as files have it."""
@@ -154,6 +168,13 @@ class MeasurementsDocument(
     sites: tuple[SiteWork, ...] = ()
     links: tuple[LinkFigures, ...] = ()
     kinds: tuple[KindWork, ...] = ()
+
+    def works(self) -> Iterator[KindWork]:
+        """What ``kind`` of ``[[sites]]`` may name: a site that was measured itself, or a kind, which wins."""
+        for site in self.sites:
+            if (kind := site.as_kind()) is not None:
+                yield kind
+        yield from self.kinds
 
 
 def save_measurements(path: Path, problem: Problem) -> None:

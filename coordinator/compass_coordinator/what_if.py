@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from compass_coordinator.measurements import KindWork, MeasurementsDocument, SiteWork, operators_of
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError, ProfileError
+from compass_shared.evaluate import unknown_metric
 from compass_shared.fleet_file import AgentTable, Fleet
 from compass_shared.fleet_links import Links
 from compass_shared.fleet_sites import DescribedSite
@@ -37,7 +38,8 @@ def problem_from(
         A problem in which the sites of one kind share one mapping of operators.
 
     Raises:
-        ConfigError: If a device profile, a table of work or a link is missing.
+        ConfigError: If a device profile, a table of work or a link is missing, or a query sets a floor for a
+            metric that is not known.
         ProfileError: If profiles are of another version of a pipeline or of variants that it does not have.
     """
     sites = {agent.name: site_of(agent) for agent in fleet.agents}
@@ -50,7 +52,7 @@ def problem_from(
         profiles.update(_profiles(fleet, pipeline, measured))
     _check_profiled(fleet, profiles, measured)
     queries = tuple(query for query in fleet.queries if query.pipeline in pipelines)
-    return Problem(
+    problem = Problem(
         pipelines=dict(pipelines),
         sites=sites,
         links=links,
@@ -59,6 +61,10 @@ def problem_from(
         queries=queries,
         reachable={query.name: fleet.reach[query.origin] for query in queries if query.origin in fleet.reach},
     )
+    for query in queries:
+        if (unknown := unknown_metric(problem, query)) is not None:
+            raise ConfigError(f"query {query.name!r}: {unknown}", field="slo.metrics")
+    return problem
 
 
 def site_of(agent: AgentTable) -> Site:
@@ -80,7 +86,7 @@ def _profiles(
     classes = _speed_classes(pipeline)
     kinds: dict[str, _Kind] = {}
     for document in measured:
-        for kind in document.kinds:
+        for kind in document.works():
             if kind.pipeline == pipeline.name:
                 _check_work(kind, f"kind {kind.kind!r}", pipeline, classes)
                 kinds[kind.kind] = _Kind(kind, operators_of(kind.operators, classes))
@@ -183,7 +189,7 @@ def _check_profiled(
     measured: Sequence[MeasurementsDocument],
 ) -> None:
     """A described site that could run nothing is a slip of the pen; an agent may just not be measured yet."""
-    known = sorted({kind.kind for document in measured for kind in document.kinds})
+    known = sorted({kind.kind for document in measured for kind in document.works()})
     listed = ", ".join(known) or "none"
     profiled = {site for site, _ in profiles}
     for described in fleet.sites:

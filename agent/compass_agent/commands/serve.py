@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compass_agent.commands.once import serve_once
 from compass_agent.commands.shared import Command
 from compass_agent.config import AgentConfig, described_by
 from compass_agent.drive import Driver, commands_from_stdin, emitter, notice_event
@@ -30,6 +31,14 @@ def add_parsers(command: Command) -> None:
     """Add ``run`` and ``worker``."""
     run = command("run", "run an agent on a device")
     _add_agent_options(run)
+    run.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="push this file through the pipeline, print the output as JSON, and end; repeatable",
+    )
     run.set_defaults(run=_run, tier=Tier.DEVICE, listen=None)
 
     worker = command("worker", "run a worker on an edge server or in the cloud")
@@ -85,6 +94,8 @@ def _add_agent_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if files := getattr(args, "input", []):
+        return asyncio.run(serve_once(config_from(args), files))
     return asyncio.run(_serve(config_from(args), drive=args.drive))
 
 

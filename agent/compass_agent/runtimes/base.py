@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,17 @@ from compass_shared.errors import InferenceError
 
 if TYPE_CHECKING:
     from compass_shared.values import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One input or output that a model declares."""
+
+    name: str
+    dtype: str
+    """numpy's name of it, as in ``float32``; the runtime's own where numpy has none."""
+    shape: tuple[int | None, ...]
+    """None where any size will do."""
 
 
 class LoadedModel(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from compass_agent.runtimes.base import LoadedModel, check_feed
+from compass_agent.runtimes.base import LoadedModel, Tensor, check_feed
 from compass_shared.errors import InferenceError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -78,6 +78,39 @@ class _OnnxModel:
             if not isinstance(array, np.ndarray):
                 raise InferenceError(self._name, f"output {name!r} is a {type(array).__name__}, not a tensor")
         return dict(zip(self._outputs, arrays, strict=True))
+
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def signature(path: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs that a model file declares.
+
+    Raises:
+        ModelLoadError: If onnxruntime does not take it.
+    """
+    try:
+        session = ort.InferenceSession(str(path), _options(path, 1), [CPU])
+    except Exception as error:
+        raise ModelLoadError(f"onnxruntime cannot open it: {error}", model=path.name) from error
+    return _tensors(session.get_inputs()), _tensors(session.get_outputs())
+
+
+def _tensors(declared: Sequence[Any]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            name=entry.name,
+            dtype=_dtype(entry.type),
+            shape=tuple(side if isinstance(side, int) and side > 0 else None for side in entry.shape),
+        )
+        for entry in declared
+    )
+
+
+def _dtype(text: str) -> str:
+    """``tensor(float)`` -> ``float32``."""
+    inner = text.removeprefix("tensor(").removesuffix(")")
+    return _DTYPES.get(inner, inner)
 
 
 def _options(path: Path, threads: int) -> ort.SessionOptions:

@@ -1,0 +1,1 @@
+"""Minutes of a meeting, by a generator behind an endpoint."""
