@@ -15,6 +15,7 @@ import msgspec
 
 from compass_agent.bundles import Bundle, load_bundle
 from compass_agent.commands.shared import Command, show_status
+from compass_agent.commands.suggest import show_suggestion
 from compass_agent.inputs import load_examples, split_for_probes
 from compass_agent.measure.findings import (
     Findings,
@@ -87,8 +88,9 @@ def add_parser(command: Command) -> None:
     parser.add_argument("--name", default="here", help="name of the site in --out (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a measurements file")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="model cache")
+    parser.add_argument("--suggest", action="store_true", help="name the nearest device profiles, make one")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_probe)
+    parser.set_defaults(run=lambda args: show_suggestion(args) if args.suggest else _probe(args))
 
 
 def _probe(args: argparse.Namespace) -> int:

@@ -1,0 +1,168 @@
+"""Small pieces of work that say how fast a machine is, one for each speed class that needs no bundle.
+
+The networks are made here, byte by byte as ONNX files are (protocol buffers, fields by number), with weights
+that are drawn: their time does not depend on what they compute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Work = Callable[[], object]
+Array = npt.NDArray[np.generic]
+
+REFERENCE_S: Mapping[str, float] = {"python": 3.2e-3, "onnx-fp32": 6.75e-3, "onnx-int8": 2.06e-3}
+"""Speed class -> seconds that its kernel takes on the reference core of device_profiles/README.md.
+
+Derived on 2026-11-24 from a virtual Xeon core of the same design (Emerald Rapids, 2.9 GHz by a chain of
+additions, CPython 3.11, ONNX Runtime 1.32): 5.4, 5.7 and 1.74 ms, times 2.9 / 4.9 GHz, and twice that for the
+networks, because they ran near the limit of vectors that are half as wide on the reference core (no AVX-512).
+"""
+KERNEL_REL_SD = 0.3
+"""Of a slowdown by one kernel: other operators of its class differ, and the reference is derived."""
+
+_SIDE, _CHANNELS, _LAYERS = 56, 64, 4
+_FEWEST = 2
+"""Runs of a kernel: the first is cold."""
+_FLOAT, _UINT8, _INT8 = 1, 2, 3
+"""Element types of ONNX tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTime:
+    """What one kernel took on this machine."""
+
+    seconds: float
+    """CPU time of the fastest run: neighbours and cold caches only add."""
+    runs: int
+
+
+def kernels() -> dict[str, Work]:
+    """Kernels that can run here: those of ONNX Runtime need that installed."""
+    found: dict[str, Work] = {"python": interpreted}
+    try:
+        import onnxruntime  # noqa: PLC0415  # an agent does without
+    except ImportError:
+        return found
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    image = np.full((1, _CHANNELS, _SIDE, _SIDE), 0.5, np.float32)
+    for name, network in (("onnx-fp32", float_network()), ("onnx-int8", quantised_network())):
+        session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        found[name] = _run(session, image)
+    return found
+
+
+def time_kernels(
+    works: Mapping[str, Work],
+    *,
+    budget_s: float,
+    thread_time: Callable[[], float] = time.thread_time,
+    wall_time: Callable[[], float] = time.perf_counter,
+) -> dict[str, KernelTime]:
+    """Run kernels in turn, each at least twice, until the time is up: a busy spell meets all of them."""
+    end_s = wall_time() + budget_s
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    while wall_time() < end_s or any(len(times) < _FEWEST for times in taken.values()):
+        for name, work in works.items():
+            taken[name].append(_timed(work, thread_time))
+    return {name: KernelTime(seconds=min(times), runs=len(times)) for name, times in taken.items()}
+
+
+def interpreted() -> int:
+    """What an interpreter is busy with: loops, integers, strings, dictionaries, sorting."""
+    words: dict[str, int] = {}
+    state = 1
+    for _ in range(12_000):
+        state = (state * 1_103_515_245 + 12_345) % 2**31
+        word = f"w{state % 997}"
+        words[word] = words.get(word, 0) + len(word)
+    ordered = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    return sum(at * count for at, (_, count) in enumerate(ordered))
+
+
+def _timed(work: Work, thread_time: Callable[[], float]) -> float:
+    start_s = thread_time()
+    work()
+    return thread_time() - start_s
+
+
+def _run(session: object, image: Array) -> Work:
+    run = session.run  # type: ignore[attr-defined]  # onnxruntime has no types
+    return lambda: run(None, {"x": image})
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+def float_network() -> bytes:
+    """Convolutions in fp32."""
+    weights = _drawn((_CHANNELS, _CHANNELS, 3, 3)).astype(np.float32) / 1000
+    nodes = [_node("Conv", [f"x{at or ''}", "w"], f"x{at + 1}") for at in range(_LAYERS)]
+    return _model(nodes, [_tensor("w", _FLOAT, weights)], f"x{_LAYERS}", _FLOAT)
+
+
+def quantised_network() -> bytes:
+    """The same convolutions in int8, as quantised networks have them."""
+    weights = (_drawn((_CHANNELS, _CHANNELS, 3, 3)) % 7 - 3).astype(np.int8)
+    constants = [
+        _tensor("w", _INT8, weights),
+        _tensor("s", _FLOAT, np.array(0.02, np.float32)),
+        _tensor("z", _UINT8, np.array(128, np.uint8)),
+        _tensor("wz", _INT8, np.array(0, np.int8)),
+    ]
+    nodes = [_node("QuantizeLinear", ["x", "s", "z"], "x1")]
+    for at in range(1, _LAYERS + 1):
+        inputs = [f"x{at}", "s", "z", "w", "s", "wz", "s", "z"]
+        nodes.append(_node("QLinearConv", inputs, f"x{at + 1}"))
+    return _model(nodes, constants, f"x{_LAYERS + 1}", _UINT8)
+
+
+def _drawn(shape: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(0).integers(-100, 100, shape)
+
+
+def _model(nodes: Sequence[bytes], constants: Sequence[bytes], output: str, element: int) -> bytes:
+    graph = b"".join(_field(1, node) for node in nodes)
+    graph += _field(2, b"kernel") + b"".join(_field(5, each) for each in constants)
+    graph += _field(11, _value("x", _FLOAT)) + _field(12, _value(output, element))
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))  # IR 8, operators 13
+
+
+def _node(kind: str, inputs: Sequence[str], output: str) -> bytes:
+    node = b"".join(_field(1, name.encode()) for name in inputs)
+    node += _field(2, output.encode()) + _field(4, kind.encode())
+    if kind.endswith("Conv"):  # attribute: its name, its type (7: integers), the integers
+        pads = _field(1, b"pads") + b"".join(_field(8, 1) for _ in range(4)) + _field(20, 7)
+        node += _field(5, pads)
+    return node
+
+
+def _tensor(name: str, element: int, values: Array) -> bytes:
+    dims = b"".join(_field(1, size) for size in values.shape)
+    return dims + _field(2, element) + _field(8, name.encode()) + _field(9, values.tobytes())
+
+
+def _value(name: str, element: int) -> bytes:
+    sizes = (1, _CHANNELS, _SIDE, _SIDE)
+    shape = _field(2, b"".join(_field(1, _field(1, size)) for size in sizes))
+    return _field(1, name.encode()) + _field(2, _field(1, _field(1, element) + shape))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """One field of a protocol buffer: a number as a varint, all else with its length."""
+    if isinstance(value, int):
+        return bytes(_varint(number << 3)) + bytes(_varint(value))
+    return bytes(_varint((number << 3) | 2)) + bytes(_varint(len(value))) + value
+
+
+def _varint(value: int) -> Iterator[int]:
+    while value > 0x7F:
+        yield (value & 0x7F) | 0x80
+        value >>= 7
+    yield value
