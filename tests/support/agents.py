@@ -316,12 +316,22 @@ class CheckedAgent:
         return self(ev.AssignmentArrived(query=assignment.query, assignment=assignment))
 
     def submit(
-        self, pipeline: str = "chain", *, query: str | None = None, deadline_s: float | None = None
+        self,
+        pipeline: str = "chain",
+        *,
+        query: str | None = None,
+        deadline_s: float | None = None,
+        new_stream: bool = False,
     ) -> list[ev.Action]:
         """The application pushes an input through a pipeline: requests r1, r2, ..."""
         request = f"r{self._requests + 1}"
         event = ev.RequestSubmitted(
-            request=request, pipeline=pipeline, value="input", query=query, deadline_s=deadline_s
+            request=request,
+            pipeline=pipeline,
+            value="input",
+            query=query,
+            deadline_s=deadline_s,
+            new_stream=new_stream,
         )
         actions = self.core.handle(event, self.now_s)
         self._requests += 1
