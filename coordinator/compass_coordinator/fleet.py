@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compass_coordinator.profiler.latency.completion import (
     Gap,
@@ -172,7 +172,8 @@ class Fleet:
     def problem(self) -> tuple[Problem, dict[str, str]]:
         """The planning problem as things stand, from what was measured and what serving says since.
 
-        Profiles hold what was measured; ``gaps`` says what fills them up.
+        Profiles hold what was measured, which is nothing yet where a device is foreseen; ``gaps`` says what
+        fills them up.
 
         Returns:
             The problem, and for each query that is left out of it, why.
@@ -183,6 +184,7 @@ class Fleet:
             for name, state in online.items()
             for pipeline, profile in state.profiles.items()
         }
+        profiles |= self._foreseen(online)
         self._look_for_gaps(profiles)
         profiles = {key: profile for key, profile in profiles.items() if key not in self.lacks}
         left_out = {
@@ -233,6 +235,30 @@ class Fleet:
         }
         found = {key: lack_of(self.pipelines[key[1]], profiles[key], gap) for key, gap in self.gaps.items()}
         self.lacks = {key: lack for key, lack in found.items() if lack is not None}
+
+    def _foreseen(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], SiteProfile]:
+        """Profiles of sites that measured nothing yet, where a device profile says how fast they are.
+
+        All of such a profile is predicted, from a reference that the coordinator was given.
+        """
+        return {
+            (name, pipeline): replace(
+                reference,
+                site=name,
+                operators={},
+                slowdowns={},
+                overhead_s=0.0,
+                emulated=None,
+                provenance=None,
+            )
+            for name, state in online.items()
+            for pipeline, reference in self._references.items()
+            if pipeline not in state.profiles
+            and self._device(name) is not None
+            and state.hello is not None
+            and (bundle := state.hello.bundles.get(pipeline)) is not None
+            and bundle.digest == self.pipelines[pipeline].digest
+        }
 
     def _reference(self, name: str) -> SiteProfile | None:
         if name in self._references:

@@ -124,6 +124,49 @@ def test_a_device_profile_tells_what_nothing_measured_does() -> None:
     assert completion(fleet).predicted[READ].rel_sd > 0.2
 
 
+def foreseen(device: str | None, **known: object) -> Fleet:
+    """A fleet whose phone said hello and measured nothing."""
+    fleet = fleet_of(**known)
+    fleet.take_hello("phone", replace(hello_of("phone"), device_profile=device))
+    fleet.take_status("phone", StatusMessage(online=True, session=101))
+    return fleet
+
+
+def test_a_device_that_measured_nothing_is_planned_by_its_device_profile() -> None:
+    reference = varied("edge").profile
+    found = completion(foreseen("phone-low", references={"chain": reference}))
+    slowdown = find_device_profile("phone-low").slowdowns()["python"]
+    assert set(found.predicted) == set(VARIANTS)
+    for variant in VARIANTS:
+        there = found.profile.operators[variant]
+        assert there.count == 0
+        assert there.mean_s == pytest.approx(slowdown * reference.operators[variant].mean_s, rel=0.15)
+
+
+def test_what_it_measures_takes_over_from_its_device_profile() -> None:
+    fleet = foreseen("phone-low", references={"chain": varied("edge").profile})
+    completion(fleet)
+    join(fleet, "phone", *VARIANTS, device="phone-low")
+    assert all(found.count > 0 for found in planned(fleet).operators.values())
+
+
+@pytest.mark.parametrize(
+    ("device", "given"), [(None, True), ("no-such-device", True), ("phone-low", False)], ids=str
+)
+def test_without_device_profile_or_reference_nothing_is_foreseen(device: str | None, given: bool) -> None:
+    fleet = foreseen(device, **({"references": {"chain": varied("edge").profile}} if given else {}))
+    _, left_out = fleet.problem()
+    assert left_out == {"q": "its origin 'phone' has not measured 'chain' yet"}
+
+
+def test_another_bundle_is_not_foreseen() -> None:
+    fleet = foreseen("phone-low", references={"chain": varied("edge").profile})
+    fleet.take_hello(
+        "phone", replace(hello_of("phone", session=200, digest="0" * 64), device_profile="phone-low")
+    )
+    assert fleet.problem()[1] == {"q": "its origin 'phone' has not measured 'chain' yet"}
+
+
 def test_slowdowns_of_two_device_profiles_are_divided_and_their_uncertainty_adds_up() -> None:
     phone, nuc = find_device_profile("phone-midrange"), find_device_profile("edge-nuc")
     assert prior_of(None, nuc) is None
