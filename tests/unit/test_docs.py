@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -245,6 +246,9 @@ def test_every_toml_block_loads(tmp_path: Path) -> None:
         document, _ = read_toml(path)
         if "schema" in document and "operators" in document:
             load_pipeline(path)
+        elif "operators" in document:
+            assert set(document) <= {"operators", "endpoints"}
+            assert msgspec.convert(document["operators"], list[OperatorTable])
         elif block not in example:
             assert set(document) == {"models"}, "neither a whole file, nor from read-text, nor models"
             assert model_refs_from(document["models"])
