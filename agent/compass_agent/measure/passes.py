@@ -4,8 +4,8 @@ A pass runs the pipeline once, operator after operator, as a request would: what
 traces in the caches. (Running all variants of one operator in a row is quicker, and measured up to a fifth
 less CPU time than the same calls took while serving.)
 
-Of sequences a pass runs over a clip, request after request, with one variant of every operator all the way:
-operators keep from one request to the next what they keep while serving, and every request is timed alone.
+Of sequences a pass runs over a clip, request after request: operators keep from one to the next what they
+keep while serving, and every request is timed alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import logging
 import statistics
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from compass_agent.measure.clips import is_sequence, items_in, requests_of
 from compass_agent.measure.series import Sample, hiccup_of, waited_unusually
@@ -29,6 +30,9 @@ from compass_shared.framing import framed_size
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.values import Example, State, Value
 
+Choice: TypeAlias = Mapping[str, str]
+"""Operator -> the variant to run."""
+
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 48
@@ -41,13 +45,8 @@ class Pass:
     """What one pass took."""
 
     samples: tuple[Sample, ...]
-    failed: frozenset[str] = frozenset()
-    """Variants that failed on what they were given; the request ended there."""
-
-    @property
-    def tried(self) -> frozenset[str]:
-        """Variants that ran, well or not."""
-        return self.failed | {sample.variant for sample in self.samples}
+    failed: tuple[str, ...] = ()
+    """Variant that failed on what it was given, of every request that ended there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,29 +184,29 @@ class Passes:
         self.memory_bytes[key] = opened + max(0, grown)
 
     def run(
-        self, example: int, choose: Callable[[str], str], *, rest: Callable[[], object] | None = None
+        self, example: int, choices: Sequence[Choice], *, rest: Callable[[], object] | None = None
     ) -> Pass:
         """Run the pipeline once: a request, or all of a clip.
 
         Args:
             example: Index of the input; the others of a batch follow it.
-            choose: Operator -> the variant to run.
+            choices: Of every request; a stateful operator whose variant changes starts afresh, as in serving.
             rest: Waits before every request, which is noted.
         """
         samples: list[Sample] = []
-        failed: set[str] = set()
+        failed: list[str] = []
         book = StateBook()
-        for place, value in enumerate(self.requests(example)):
+        for place, (value, choice) in enumerate(zip(self.requests(example), choices, strict=True)):
             if rest is not None:
                 rest()
             beside = [
                 self._examples[(example + step) % len(self._examples)] for step in range(1, self._batch)
             ]
             step = self._step(example, place, [value, *(one.value for one in beside)], book=book)
-            ended = self._run_step(replace(step, rested=rest is not None), choose, samples)
+            ended = self._run_step(replace(step, rested=rest is not None), choice, samples)
             if ended is not None:
-                failed.add(ended)
-        return Pass(samples=tuple(samples), failed=frozenset(failed))
+                failed.append(ended)
+        return Pass(samples=tuple(samples), failed=tuple(failed))
 
     def _step(
         self, example: int, place: int, values: Sequence[Value], *, book: StateBook | None = None
@@ -219,11 +218,11 @@ class Passes:
             rested=False,
         )
 
-    def _run_step(self, step: _Step, choose: Callable[[str], str], samples: list[Sample]) -> str | None:
+    def _run_step(self, step: _Step, choice: Choice, samples: list[Sample]) -> str | None:
         """Run all operators and add what they took; the variant that failed, if one did."""
         work: tuple[int | str, ...] = step.work
         for operator in self.operators:
-            key = choose(operator.name)
+            key = choice[operator.name]
             at_s = self.elapsed_s
             done = self._call(operator, key, step, self._pace)
             if done is None:

@@ -5,8 +5,9 @@ well enough, so that each operator sees the spread of inputs, and of upstream ch
 bring. Passes go on until every mean is known, or the time is up; each variant is tried ``MIN_TRIES`` times in
 any case. Before them every variant runs once, unmeasured, so that models are loaded and warm.
 
-Of sequences a pass is a clip, which tries a variant on as many requests: two clips at least before its mean
-counts as known, for requests of one clip are alike; and one in any case.
+Of sequences a pass is a clip. A stateful operator keeps its variant all the way; others, which each request
+finds as new, take turns from request to request, so that each meets whatever there is upstream. Requests of
+one clip are alike: no mean counts as known before it was tried on as many requests as two clips have.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from compass_agent.measure.passes import Pass, Passes
+from compass_agent.measure.passes import Choice, Pass, Passes
 from compass_agent.measure.series import Hiccups, Sample, distribution, hiccups_of, rested_ratio
 from compass_agent.moments import Moments
 from compass_agent.operators import OperatorHost
@@ -35,7 +37,7 @@ from compass_shared.values import Example
 
 MIN_TRIES = 4
 MIN_CLIPS = 2
-"""Passes before a mean may count as known."""
+"""Clips' worth of requests before a mean may count as known."""
 SETTLED_REL_SE = 0.04
 """A mean is known well enough when its standard error is this small beside it."""
 MAX_GAP_S = 2.0
@@ -86,22 +88,24 @@ class SpeedReport:
 
 @dataclass(slots=True)
 class _Tried:
-    least: int = MIN_TRIES
-    """Passes that every variant is tried in."""
+    known: int = MIN_TRIES
+    """Tries before its mean may count as known."""
     tries: int = 0
-    """Passes so far."""
+    """Requests so far."""
     times_s: Moments = field(default_factory=Moments)
 
     @property
     def often(self) -> bool:
-        """Whether it was tried in enough passes."""
-        return self.tries >= self.least
+        """Whether it was tried on enough requests, whatever is known by then."""
+        return self.tries >= MIN_TRIES
 
     @property
     def settled(self) -> bool:
         """Whether the mean is known well enough, or cannot be."""
-        if self.tries < max(self.least, MIN_CLIPS) or self.times_s.count == 0:
-            return self.often and (self.times_s.count == 0)
+        if self.times_s.count == 0:
+            return self.often
+        if self.tries < self.known:
+            return False
         error_s = math.sqrt(self.times_s.variance / self.times_s.count)
         return error_s <= SETTLED_REL_SE * self.times_s.mean
 
@@ -161,8 +165,10 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants, batch=batch)
     passes.warm_up(warm_up_runs)
     gap_s, busy_share = _gap(passes, rate_hz)
-    least = math.ceil(MIN_TRIES / min(len(passes.requests(at)) for at in range(len(examples))))
-    table = {name: {key: _Tried(least=least) for key in keys} for name, keys in passes.choices.items()}
+    longest = max(len(passes.requests(at)) for at in range(len(examples)))
+    known = MIN_TRIES if longest == 1 else max(MIN_TRIES, MIN_CLIPS * longest)
+    table = {name: {key: _Tried(known=known) for key in keys} for name, keys in passes.choices.items()}
+    stateful = {operator.name for operator in passes.operators if operator.stateful}
     everything = [tried for found in table.values() for tried in found.values()]
     order = rng.sample(range(len(examples)), len(examples))
     samples: list[Sample] = []
@@ -174,10 +180,10 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         waited_s += clock.now_s() - began_s
         example = order[(done - 1) % len(order)]
         requests += map(framed_size, passes.requests(example))
-        chosen = {name: _next_variant(tried, rng) for name, tried in table.items()}
-        samples += _counted(passes.run(example, chosen.__getitem__), table)
+        choices = _choices(table, stateful, len(passes.requests(example)), rng)
+        samples += _counted(passes.run(example, choices), table)
         if gap_s > 0:
-            samples += passes.run(example, chosen.__getitem__, rest=partial(rest, gap_s)).samples
+            samples += passes.run(example, choices, rest=partial(rest, gap_s)).samples
         spent_s = passes.elapsed_s - waited_s
         reached = _reached(table)
         settled = sum(tried.settled for tried in reached)
@@ -245,16 +251,18 @@ def _gap(passes: Passes, rate_hz: float | None) -> tuple[float, float | None]:
     """Idle gap between requests at a rate and the share of time in which they keep the machine busy."""
     if rate_hz is None or not rate_hz > 0:
         return 0.0, None
-    first = passes.run(0, lambda name: passes.choices[name][0])
-    busy_s = sum(sample.lasted_s for sample in first.samples) / len(passes.requests(0))
+    requests = len(passes.requests(0))
+    first = passes.run(0, [{name: keys[0] for name, keys in passes.choices.items()}] * requests)
+    busy_s = sum(sample.lasted_s for sample in first.samples) / requests
     return min(MAX_GAP_S, max(0.0, 1 / rate_hz - busy_s)), min(1.0, rate_hz * busy_s)
 
 
 def _counted(done: Pass, table: Mapping[str, Mapping[str, _Tried]]) -> tuple[Sample, ...]:
     tried = {key: found for variants in table.values() for key, found in variants.items()}
-    for key in done.tried:
+    for key in done.failed:
         tried[key].tries += 1
     for sample in done.samples:
+        tried[sample.variant].tries += 1
         tried[sample.variant].times_s.add(sample.lasted_s)
     return done.samples
 
@@ -269,12 +277,28 @@ def _reached(table: Mapping[str, Mapping[str, _Tried]]) -> list[_Tried]:
     return found
 
 
-def _next_variant(variants: Mapping[str, _Tried], rng: random.Random) -> str:
+def _choices(
+    table: Mapping[str, Mapping[str, _Tried]], stateful: Collection[str], requests: int, rng: random.Random
+) -> list[Choice]:
+    """Variants for the requests of one pass."""
+    coming: Counter[str] = Counter()
+    held: dict[str, str] = {}
+    choices: list[Choice] = []
+    for _ in range(requests):
+        choice = {name: held.get(name) or _next_variant(tried, coming, rng) for name, tried in table.items()}
+        held.update((name, choice[name]) for name in stateful)
+        coming.update(choice.values())
+        choices.append(choice)
+    return choices
+
+
+def _next_variant(variants: Mapping[str, _Tried], coming: Counter[str], rng: random.Random) -> str:
     """The least tried of those that are not settled; when all are, any that did not always fail."""
     open_ones = [key for key, tried in variants.items() if not tried.settled]
     open_ones = open_ones or [key for key, tried in variants.items() if tried.times_s.count] or list(variants)
-    fewest = min(variants[key].tries for key in open_ones)
-    return rng.choice([key for key in open_ones if variants[key].tries == fewest])
+    tries = {key: variants[key].tries + coming[key] for key in open_ones}
+    fewest = min(tries.values())
+    return rng.choice([key for key in open_ones if tries[key] == fewest])
 
 
 def _profile(

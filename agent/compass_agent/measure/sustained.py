@@ -135,7 +135,7 @@ def _round(passes: Passes, inputs: int, after: Callable[[], None]) -> list[Sampl
     samples: list[Sample] = []
     for chosen in _turns(passes.choices):
         for example in range(inputs):
-            samples += passes.run(example, chosen.__getitem__).samples
+            samples += passes.run(example, [chosen] * len(passes.requests(example))).samples
             after()
     return samples
 
