@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from compass_agent.bundles import load_bundle
-from compass_agent.execution import Deadline, LocalPool, run_segment
+from compass_agent.bundles import Bundle, load_bundle
+from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
+from compass_agent.states import RequestStates, StateBook
 from compass_shared.clock import VirtualClock
 from compass_shared.errors import ConfigError, DeadlineError, InferenceError, MessageError, RefusedError
 from compass_shared.model_cache import ModelCache
-from compass_shared.pipeline import Config
-from compass_shared.values import Value
+from compass_shared.pipeline import REQUEST, Config
+from compass_shared.values import State, Value
+from support.agents import pipeline_of, python_operator
 from support.bundles import write_tiny_bundle
 
 ROWS = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
@@ -132,6 +137,97 @@ def test_a_segment_nobody_waits_for_stops(host: OperatorHost) -> None:
     deadline.give_up()
     with pytest.raises(DeadlineError):
         _run(host, deadline=deadline)
+
+
+# --- state and items ------------------------------------------------------------------------------
+
+SPLIT = replace(python_operator("split", REQUEST), function=".operators:split")
+COUNT = replace(python_operator("count", "split"), items="split", items_batch=2)
+TRACK = replace(python_operator("track", "count"), stateful=True)
+TRACKER = pipeline_of("tracker", SPLIT, COUNT, TRACK)
+TRACKED: Config = {"split": {}, "count": {}, "track": {}}
+
+
+def _track(inputs: Mapping[str, Any], _knobs: object, _model: object, state: State) -> list[object]:
+    state["seen"] = state.get("seen", 0) + len(inputs["count"])
+    if not inputs["count"]:
+        raise ValueError("nothing to follow")
+    return [state["seen"], state.gap]
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> OperatorHost:
+    functions: dict[str, Any] = {
+        "split": lambda inputs, _knobs, _model: inputs["request"].split(),
+        "count": lambda inputs, _knobs, _model: [len(word) for word in inputs["split"]],
+        "track": _track,
+    }
+    bundle = Bundle(folder=Path(), pipeline=TRACKER, code_sha256="", package="", functions=functions)
+    return OperatorHost([bundle], ModelStore(ModelCache(tmp_path_factory.mktemp("cache"))))
+
+
+def _tracked(
+    host: OperatorHost,
+    text: str,
+    states: RequestStates | None,
+    *,
+    pace: Pace | None = None,
+    deadline: Deadline | None = None,
+) -> SegmentResult:
+    operators = ("split", "count", "track")
+    given: dict[str, Value] = {"request": text}
+    return run_segment(
+        host, TRACKER, operators, TRACKED, given, ("track",), pace or Pace(), states=states, deadline=deadline
+    )
+
+
+def test_items_of_a_fan_out_are_counted(tracker: OperatorHost) -> None:
+    timings = _tracked(tracker, "one two three", None).timings
+    assert [timing.items for timing in timings] == [None, 3, None]
+
+
+def test_operators_with_state_find_what_they_kept(tracker: OperatorHost) -> None:
+    book = StateBook()
+    made = [
+        _tracked(tracker, text, book.of(query="q", stream=1, position=position)).values["track"]
+        for position, text in ((0, "a b"), (1, "c"), (3, "d"))
+    ]
+    assert made == [[2, 0], [3, 0], [4, 1]]
+    with pytest.raises(InferenceError, match="nothing to follow"):
+        _tracked(tracker, "", book.of(query="q", stream=1, position=4))
+    assert _tracked(tracker, "e", book.of(query="q", stream=1, position=5)).values["track"] == [1, 0]
+
+
+def test_without_a_place_for_states_each_call_begins_anew(tracker: OperatorHost) -> None:
+    assert [_tracked(tracker, "a b", None).values["track"] for _ in range(2)] == [[2, 0]] * 2
+
+
+def test_waiting_for_another_request_is_no_time_of_the_operators(tracker: OperatorHost) -> None:
+    book, clock, looked = StateBook(), VirtualClock(), threading.Event()
+
+    class Seen(Deadline):
+        looks = 0
+
+        def remaining_s(self) -> float:
+            self.looks += 1
+            if self.looks > len(TRACKER.operators):  # once before each of them
+                looked.set()  # so it waits now
+            return super().remaining_s()
+
+    done: list[SegmentResult] = []
+    second = book.of(query="q", stream=1, position=1)
+
+    def run() -> None:
+        pace = Pace(wall_time=clock.now_s)
+        done.append(_tracked(tracker, "a", second, pace=pace, deadline=Seen("r2", 60.0, clock=clock)))
+
+    with book.of(query="q", stream=1, position=0).held("track", "track"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert looked.wait(30)
+        clock.advance(5.0)
+    thread.join()
+    assert [timing.wall_s for timing in done[0].timings if timing.operator == "track"] == [0.0]
 
 
 # --- the pool -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_each_variant_is_counted_by_itself(served: Served) -> None:
     )
     assert event.operators["p"]["read[model=large]"].mean_s == 9.0
     assert event.operators["q"]["read[model=tiny]"].mean_s == 7.0
+
+
+def test_items_of_a_fan_out_and_what_one_takes_are_told(served: Served) -> None:
+    for count, seconds in ((0, 1.0), (2, 1.5), (4, 2.0)):
+        result = ran(seconds, size=10)
+        timings = tuple(replace(timing, items=count) for timing in result.timings)
+        served.add("p", TINY, replace(result, timings=timings))
+    found = operators(served)["read[model=tiny]"]
+    assert (found.items_mean, found.items_var) == (2.0, 4.0)
+    assert found.item_s == pytest.approx(0.25)
 
 
 def test_a_report_begins_anew(served: Served) -> None:
