@@ -52,6 +52,10 @@ class PlanSpace:
     """(s, n) core seconds per request."""
     second_moment_s2: Floats
     """(s, n) sum of E[S^2] over the segments that visit the site."""
+    metrics: Mapping[str, Floats]
+    """Extra metric -> (n,), nan where it was not measured."""
+    serial_s: Floats
+    """(n,) longest mean time of an operator with state, over its site's utilisation cap; 0 without any."""
     path_mean_s: Floats
     """(k, n) without waiting; -inf where a plan has fewer paths."""
     path_var_s2: Floats
@@ -74,6 +78,8 @@ class PlanSpace:
             config_of=self.config_of[rows],
             placement_of=self.placement_of[rows],
             accuracy=self.accuracy[rows],
+            metrics={name: values[rows] for name, values in self.metrics.items()},
+            serial_s=self.serial_s[rows],
             cost_usd=self.cost_usd[rows],
             usage=self.usage[rows],
             busy_s=self.busy_s[:, rows],
@@ -115,6 +121,10 @@ class Estimates:
     cost_usd_per_1000: Floats
     demand: Floats
     """(n, r) at the query's rate."""
+    metrics: Mapping[str, Floats]
+    """Extra metric -> (n,)."""
+    serial: Floats
+    """(n,) how busy the query keeps its busiest operator with state, as a share of what the site allows."""
 
     def take(self, rows: Indices) -> Estimates:
         """Only these rows, in their order."""
@@ -126,6 +136,8 @@ class Estimates:
             accuracy=self.accuracy[rows],
             cost_usd_per_1000=self.cost_usd_per_1000[rows],
             demand=self.demand[rows],
+            metrics={name: values[rows] for name, values in self.metrics.items()},
+            serial=self.serial[rows],
         )
 
     def row(self, row: int) -> Estimate:
@@ -140,6 +152,9 @@ class Estimates:
                 name: float(amount)
                 for name, amount in zip(self.resources, self.demand[row], strict=True)
                 if amount > 0
+            },
+            metrics={
+                name: float(values[row]) for name, values in self.metrics.items() if np.isfinite(values[row])
             },
         )
 
@@ -161,6 +176,8 @@ def estimate(space: PlanSpace, query: Query, waits: Waits) -> Estimates:
         accuracy=space.accuracy,
         cost_usd_per_1000=1000 * space.cost_usd,
         demand=query.rate_hz * space.usage,
+        metrics=space.metrics,
+        serial=query.rate_hz * space.serial_s,
     )
 
 

@@ -8,7 +8,14 @@ import numpy as np
 
 from compass_coordinator.estimator import Floats, PlanSpace
 from compass_shared.errors import ProfileError
-from compass_shared.evaluate import SegmentWork, evaluate_plan, paths, pipeline_of, segment_works
+from compass_shared.evaluate import (
+    SegmentWork,
+    evaluate_plan,
+    paths,
+    pipeline_of,
+    segment_works,
+    serial_busy,
+)
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem
 from compass_shared.query import Query
@@ -61,6 +68,11 @@ def space_of(problem: Problem, query: Query, plans: Sequence[Plan]) -> PlanSpace
         config_of=np.arange(n),
         placement_of=np.arange(n),
         accuracy=_column([found.accuracy for found in at_rate_one]),
+        metrics={
+            name: _column([found.metrics.get(name, np.nan) for found in at_rate_one])
+            for name in sorted({name for found in at_rate_one for name in found.metrics})
+        },
+        serial_s=_column([_serial_s(problem, query, plan) for plan in plans]),
         cost_usd=_column([found.cost_usd_per_1000 for found in at_rate_one]) / 1000,
         usage=usage,
         busy_s=np.ascontiguousarray(usage[:, : len(sites)].T),
@@ -78,6 +90,15 @@ def distinct_plans(plans: Sequence[Plan]) -> list[Plan]:
         if all((plan.config, plan.placement) != (other.config, other.placement) for other in kept):
             kept.append(plan)
     return kept
+
+
+def _serial_s(problem: Problem, query: Query, plan: Plan) -> float:
+    """Longest mean time of an operator with state, over the utilisation cap of its site."""
+    found = [
+        (busy / query.rate_hz, problem.sites[plan.placement[operator]].utilisation_cap)
+        for operator, busy in serial_busy(problem, query, plan).items()
+    ]
+    return max((mean_s / cap if cap > 0 else np.inf for mean_s, cap in found), default=0.0)
 
 
 def _column(values: Sequence[float]) -> Floats:

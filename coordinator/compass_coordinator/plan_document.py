@@ -43,9 +43,11 @@ class QueryDocument(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str | None
     """Why there is none, in one sentence."""
     binding: str | None
-    """What stands in the way: latency, accuracy, cost, capacity or profile."""
+    """What stands in the way: latency, accuracy, metric (an extra one's floor), cost, capacity, placement
+    (an operator may run nowhere) or profile."""
     relaxed: dict[str, float]
-    """Field of the SLO -> the strictest value that would do while the other two stay; may be empty."""
+    """Field of the SLO (``metrics.NAME`` for an extra metric) -> the strictest value that would do while the
+    others stay; may be empty."""
 
 
 class ProvisionDocument(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from compass_shared.evaluate import pipeline_of
 from compass_shared.pipeline import REQUEST, Pipeline, variant_key
 from compass_shared.plan import Placement
 from compass_shared.problem import Problem
-from compass_shared.profile import SiteProfile
+from compass_shared.profile import Accuracy, SiteProfile
 from compass_shared.query import Query
 from compass_shared.segments import Segment, cut
 from compass_shared.site import cores_resource, link_resource
@@ -114,7 +114,12 @@ class _Pricer:
             placements=placements,
             config_of=np.tile(np.arange(len(configs)), len(placements)),
             placement_of=np.repeat(np.arange(len(placements)), len(configs)),
-            accuracy=np.tile(self._accuracy(), len(placements)),
+            accuracy=np.tile(self._accuracy(self._table_configs()), len(placements)),
+            metrics={
+                name: np.tile(self._accuracy(known), len(placements))
+                for name, known in self._others().items()
+            },
+            serial_s=self._serial_s(placements).reshape(-1),
             cost_usd=cost_usd.reshape(-1),
             usage=np.ascontiguousarray(usage.reshape(len(resources), -1).T),
             busy_s=usage[: len(self.sites)].reshape(len(self.sites), -1),
@@ -183,10 +188,26 @@ class _Pricer:
             yield link_resource(self.origin, site), step.up_bytes
             yield link_resource(site, self.origin), step.down_bytes
 
-    def _accuracy(self) -> Floats:
+    def _serial_s(self, placements: Sequence[Placement]) -> Floats:
+        """(placements, configs) longest mean time of an operator with state, over its site's cap."""
+        worst = np.zeros((len(placements), self.pipeline.config_count()))
+        for op in self.pipeline.operators:
+            for at, placement in enumerate(placements if op.stateful else ()):
+                cap = self.problem.sites[placement[op.name]].utilisation_cap
+                mean_s = self._table(op.name, placement[op.name])[0]
+                worst[at] = np.maximum(worst[at], mean_s / cap if cap > 0 else np.inf)
+        return worst
+
+    def _table_configs(self) -> Mapping[str, Accuracy]:
         table = self.problem.accuracy.get(self.pipeline.name)
+        return table.configs if table is not None else {}
+
+    def _others(self) -> Mapping[str, Mapping[str, Accuracy]]:
+        table = self.problem.accuracy.get(self.pipeline.name)
+        return table.others if table is not None else {}
+
+    def _accuracy(self, known: Mapping[str, Accuracy]) -> Floats:
         keys = [self.pipeline.config_key(config) for config in self.pipeline.configs()]
-        known = table.configs if table is not None else {}
         return np.array([known[key].mean if key in known else np.nan for key in keys])
 
     def _size(self, name: str, placement: Placement) -> _Sizes:

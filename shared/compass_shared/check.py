@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from enum import Enum
 
 from compass_shared.errors import ConfigError, ProfileError
-from compass_shared.evaluate import estimate_at_load, pipeline_of, segment_works
+from compass_shared.evaluate import (
+    estimate_at_load,
+    pipeline_of,
+    segment_works,
+    serial_busy,
+    unknown_metric,
+)
 from compass_shared.pipeline import variant_key
 from compass_shared.plan import Allocation, Estimate, Plan
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.site import cores_resource, memory_resource
-from compass_shared.splitting import Split, in_parts
+from compass_shared.splitting import Split, in_parts, keeps_state
 
 TOLERANCE = 1e-9
 """Relative excess over a limit that is rounding, not a violation."""
@@ -32,10 +38,13 @@ class ViolationKind(Enum):
     QUERY = "query"
     CONFIG = "config"
     PLACEMENT = "placement"
+    CONSTRAINT = "constraint"
+    """An operator is where it must not run."""
     ALLOCATION = "allocation"
     PROFILE = "profile"
     LATENCY = "latency"
     ACCURACY = "accuracy"
+    METRIC = "metric"
     COST = "cost"
     ESTIMATE = "estimate"
     CAPACITY = "capacity"
@@ -51,6 +60,7 @@ class Violation:
     query: str | None = None
     """Whose plan it is; None where a shared resource is overdrawn."""
     resource: str | None = None
+    """What is overdrawn; of METRIC the metric."""
     limit: float | None = None
     """In the unit of what is limited: seconds, share, USD per 1,000 requests, cores, bytes per second."""
     actual: float | None = None
@@ -74,7 +84,7 @@ def check_plan(
     """
     known = {query.name: query for query in problem.queries}
     shared_out = dict(split or {})
-    uneven = [found for name in shared_out for found in _uneven(known.get(name), name, shared_out)]
+    uneven = [found for name in shared_out for found in _uneven(problem, known.get(name), name, shared_out)]
     problem, assignments = in_parts(problem, assignments, shared_out)
     known = {query.name: query for query in problem.queries}
     malformed = [
@@ -87,7 +97,10 @@ def check_plan(
         violation
         for name, estimate in estimates.items()
         for violation in (
+            *_forbidden(problem, known[name], sound[name]),
+            *_held_up(problem, known[name], sound[name]),
             *_missed_slos(known[name], estimate),
+            *_missed_metrics(problem, known[name], estimate),
             *_stale_estimate(name, sound[name], estimate),
         )
     ]
@@ -95,7 +108,7 @@ def check_plan(
     return [*uneven, *malformed, *missed, *overdrawn, *_crowded(problem, known, sound)]
 
 
-def _uneven(query: Query | None, name: str, split: Split) -> Iterator[Violation]:
+def _uneven(problem: Problem, query: Query | None, name: str, split: Split) -> Iterator[Violation]:
     """What is wrong with the way a query is split."""
     if query is None:
         yield Violation(kind=ViolationKind.QUERY, query=name, text=f"query {name!r} is not known")
@@ -103,6 +116,13 @@ def _uneven(query: Query | None, name: str, split: Split) -> Iterator[Violation]
     if not query.divisible:
         yield Violation(
             kind=ViolationKind.SPLIT, query=name, text=f"query {name!r} is split, which it does not allow"
+        )
+    elif keeps_state(problem, query):
+        yield Violation(
+            kind=ViolationKind.SPLIT,
+            query=name,
+            text=f"query {name!r} is split, but operators of {query.pipeline!r} keep state: one plan for all "
+            "requests",
         )
     fractions = [share.fraction for share in split[name]]
     total = math.fsum(fractions)
@@ -157,6 +177,34 @@ def _bad_placement(problem: Problem, query: Query, plan: Plan) -> Iterator[Viola
         yield Violation(
             kind=ViolationKind.PLACEMENT, query=query.name, text=f"query {query.name!r}: {complaint}"
         )
+
+
+def _forbidden(problem: Problem, query: Query, plan: Plan) -> Iterator[Violation]:
+    for operator in pipeline_of(problem, query).operators:
+        site = plan.placement[operator.name]
+        if not problem.may_run(query, operator, site):
+            yield Violation(
+                kind=ViolationKind.CONSTRAINT,
+                query=query.name,
+                text=f"query {query.name!r}: operator {operator.name!r} must run on "
+                f"{' or '.join(operator.must_run_on)}, not at {site!r} ({problem.sites[site].tier.value})",
+            )
+
+
+def _held_up(problem: Problem, query: Query, plan: Plan) -> Iterator[Violation]:
+    """Operators with state, whose calls run one at a time, that cannot keep up with their own query."""
+    for operator, busy in serial_busy(problem, query, plan).items():
+        site = problem.sites[plan.placement[operator]]
+        if _exceeds(busy, site.utilisation_cap):
+            yield Violation(
+                kind=ViolationKind.CAPACITY,
+                query=query.name,
+                limit=site.utilisation_cap,
+                actual=busy,
+                text=f"query {query.name!r}: {operator!r} keeps state and takes one request after the other; "
+                f"at {query.rate_hz:g} Hz it would be busy {100 * busy:.4g}% of the time at "
+                f"{site.name!r}, which allows {100 * site.utilisation_cap:.4g}%",
+            )
 
 
 def _bad_allocation(problem: Problem, query: Query, plan: Plan) -> Iterator[Violation]:
@@ -217,6 +265,22 @@ def _missed_slos(query: Query, estimate: Estimate) -> Iterator[Violation]:
         )
 
 
+def _missed_metrics(problem: Problem, query: Query, estimate: Estimate) -> Iterator[Violation]:
+    unknown = unknown_metric(problem, query)
+    for name, least in query.slo.metrics.items():
+        actual = estimate.metrics.get(name)
+        if actual is None or _exceeds(least, actual):
+            reached = "was not measured" if actual is None else f"{actual:.4f}"
+            yield Violation(
+                kind=ViolationKind.METRIC,
+                query=query.name,
+                resource=name,
+                limit=least,
+                actual=actual,
+                text=f"query {query.name!r}: {unknown or f'{name} {reached}, SLO {least:.4f}'}",
+            )
+
+
 def _stale_estimate(name: str, plan: Plan, actual: Estimate) -> Iterator[Violation]:
     """What does not depend on the load must agree; latency is published as it was planned."""
     stated = plan.estimate
@@ -226,6 +290,7 @@ def _stale_estimate(name: str, plan: Plan, actual: Estimate) -> Iterator[Violati
     figures = [
         ("accuracy", None, stated.accuracy, actual.accuracy),
         ("cost", None, stated.cost_usd_per_1000, actual.cost_usd_per_1000),
+        *((m, None, value, actual.metrics.get(m, math.nan)) for m, value in sorted(stated.metrics.items())),
         *((r, r, stated.demand.get(r, 0.0), actual.demand.get(r, 0.0)) for r in resources),
     ]
     for what, resource, claimed, recomputed in figures:

@@ -113,9 +113,55 @@ def evaluate_plan(problem: Problem, query: Query, plan: Plan, loads: Mapping[str
         latency_var_s2=var_s2,
         latency_p95_s=_p95((mean_s, var_s2)),
         accuracy=_accuracy(problem, query, plan),
+        metrics=metrics_of(problem, query.pipeline, pipeline_of(problem, query).config_key(plan.config)),
         cost_usd_per_1000=1000 * sum(_cost_usd(problem, query, work) for work in works),
         demand=_demand(query, works),
     )
+
+
+def metrics_of(problem: Problem, pipeline: str, config_key: str) -> dict[str, float]:
+    """Extra metrics of a config, as far as they were measured."""
+    table = problem.accuracy.get(pipeline)
+    others = table.others if table is not None else {}
+    return {metric: known[config_key].mean for metric, known in others.items() if config_key in known}
+
+
+def serial_busy(problem: Problem, query: Query, plan: Plan) -> dict[str, float]:
+    """How busy a query keeps each operator with state, which takes one request after the other.
+
+    Returns:
+        Operator -> rate x mean seconds at its site; at most the site's utilisation cap where it keeps up.
+
+    Raises:
+        ProfileError: If one was not measured at its site.
+    """
+    return {
+        operator.name: query.rate_hz * _measured(problem, query, plan, operator.name).mean_s
+        for operator in pipeline_of(problem, query).operators
+        if operator.stateful
+    }
+
+
+def unknown_metric(problem: Problem, query: Query) -> str | None:
+    """Which metric a query's SLO names that nothing is known of, in words; None if there is none."""
+    pipeline = pipeline_of(problem, query)
+    table = problem.accuracy.get(query.pipeline)
+    declared = [metric.name for metric in pipeline.extra_metrics]
+    for name in query.slo.metrics:
+        if pipeline.metric is not None and name == pipeline.metric.name:
+            return f"its SLO sets a floor for {name!r}, which is what `accuracy` stands for: set that"
+        if name not in declared:
+            listed = ", ".join(declared) or "none"
+            return (
+                f"its SLO sets a floor for the metric {name!r}; the extra metrics of pipeline "
+                f"{pipeline.name!r} are: {listed}"
+            )
+        if table is not None and name not in table.others:
+            return (
+                f"its SLO sets a floor for {name!r}, which the accuracy table of pipeline {pipeline.name!r} "
+                "does not hold: profile the pipeline again"
+            )
+    return None
 
 
 def paths(segments: Sequence[Segment]) -> Iterator[tuple[int, ...]]:

@@ -31,6 +31,8 @@ class Estimate:
     cost_usd_per_1000: float
     demand: Mapping[str, float]
     """Resource name -> demand at the query's rate, in the resource's unit."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Extra metric of the pipeline -> its mean under the plan's config, where it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

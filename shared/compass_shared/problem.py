@@ -18,7 +18,10 @@ How a plan is evaluated (the coordinator's estimator and ``check_plan`` implemen
 * Cost per request: over all segments, compute seconds x the site's ``compute_s_usd``; plus bytes up x the
   origin's egress price, plus bytes down x the remote site's egress price.
 * Demand at rate: ``cores@site`` = rate x compute seconds; ``link@a>b`` = rate x bytes (in bytes/s).
-* Accuracy: the table's mean for the config, wherever it runs.
+* Accuracy and extra metrics: the table's means for the config, wherever it runs.
+* Operators with state work through the requests of a query one after the other: ``rate x mean seconds`` of
+  each at its site must not exceed the site's utilisation cap. (How long a request then waits for the one
+  before it is not modelled.) A query of such a pipeline is served whole by one plan, or not at all.
 """
 
 from __future__ import annotations
@@ -102,6 +105,10 @@ class Problem:
         if not places or ("origin" in places and site == query.origin):
             return True
         return self.sites[site].tier.value in places
+
+    def keeps_up(self, query: Query, mean_s: float, site: str) -> bool:
+        """Whether an operator with state that takes so long on average works through a query's requests."""
+        return query.rate_hz * mean_s <= self.sites[site].utilisation_cap
 
     def accuracy_for(self, query: Query) -> AccuracyTable | None:
         """Accuracy of the configs that a query may be given: those that reach its extra metrics' floors."""

@@ -26,6 +26,24 @@ def whole_name(part: str) -> str:
     return part.partition("#")[0]
 
 
+def with_state_whole(problem: Problem) -> Problem:
+    """A problem in which no query of a pipeline with state may be split, whatever the query says.
+
+    The state is where the plan runs: parts on several plans would each see only some of the requests.
+    """
+    split = [query for query in problem.queries if query.divisible and keeps_state(problem, query)]
+    if not split:
+        return problem
+    whole = {query.name: replace(query, divisible=False) for query in split}
+    return replace(problem, queries=tuple(whole.get(query.name, query) for query in problem.queries))
+
+
+def keeps_state(problem: Problem, query: Query) -> bool:
+    """Whether any operator of a query's pipeline keeps something from request to request."""
+    pipeline = problem.pipelines.get(query.pipeline)
+    return pipeline is not None and pipeline.stateful
+
+
 def in_parts(problem: Problem, plans: Mapping[str, Plan], split: Split) -> tuple[Problem, dict[str, Plan]]:
     """A problem in which every part of a split query is a query, with the plan of each.
 

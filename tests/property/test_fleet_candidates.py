@@ -11,6 +11,7 @@ from compass_coordinator.planner import Candidates, find_candidates
 from compass_coordinator.planner.fleet import FleetCandidates, add_columns, find_fleet_candidates
 from compass_shared.evaluate import evaluate_plan
 from compass_shared.problem import Problem
+from support.declared import declared
 from support.kinds import of_one_kind
 from support.problem_strategies import seeds, shapes
 from support.problems import random_problem
@@ -20,10 +21,14 @@ PRECISION = 1e-9
 
 @st.composite
 def fleets(draw: st.DrawFn) -> Problem:
-    """Small loaded fleets, of one kind or with profiles that have nothing in common; any DAG."""
+    """Small loaded fleets, of one kind or with profiles that have nothing in common; any DAG.
+
+    Some pipelines declare constraints, state and extra metrics.
+    """
     shape = draw(shapes(max_operators=3, max_variants=3, max_queries=4, loaded=True))
     problem = random_problem(draw(seeds), shape)
-    return of_one_kind(problem, draw(seeds)) if draw(st.booleans()) else problem
+    problem = of_one_kind(problem, draw(seeds)) if draw(st.booleans()) else problem
+    return declared(problem, draw(seeds)) if draw(st.booleans()) else problem
 
 
 def _all_feasible(problem: Problem) -> list[Candidates | None]:

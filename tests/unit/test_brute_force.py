@@ -275,7 +275,7 @@ def test_policies_yield_what_they_say() -> None:
             {"op0": "device-0", "op1": cloud, "op2": cloud},
         )
     ]
-    assert set(POLICIES) == {"compass", "device", "cloud"}
+    assert set(POLICIES) == {"compass", "device", "cloud", "fixed"}
 
 
 def test_in_the_cloud_a_query_from_the_cloud_stays_there() -> None:

@@ -21,6 +21,7 @@ from compass_shared.evaluate import estimate_at_load
 from compass_shared.problem import Problem
 from compass_shared.site import Tier
 from compass_shared.splitting import in_parts
+from support.declared import declared
 from support.problem_strategies import problems, seeds
 from support.problems import LOOSE, FleetShape, random_problem, with_queries
 
@@ -63,10 +64,12 @@ def _assert_sound(problem: Problem, fleet: FleetPlan) -> None:
 
 
 # With two operators no plan uses more than two remote sites, which is as many as planning at scale looks at.
-@given(problems(max_queries=4, max_operators=2), st.sampled_from(sorted(POLICIES)))
+@given(problems(max_queries=4, max_operators=2), st.sampled_from(sorted(POLICIES)), st.none() | seeds)
 @settings(max_examples=15)
-def test_what_is_planned_holds_and_the_bound_bounds_exact_planning(problem: Problem, policy: str) -> None:
-    problem = _crowded(problem)
+def test_what_is_planned_holds_and_the_bound_bounds_exact_planning(
+    problem: Problem, policy: str, seed: int | None
+) -> None:
+    problem = _crowded(problem if seed is None else declared(problem, seed))
     fleet = _scaled(problem, policy)
     _assert_sound(problem, fleet)
     assert fleet.bound >= _exactly(problem, policy).goodput * (1 - 1e-9)

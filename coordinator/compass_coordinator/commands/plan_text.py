@@ -111,9 +111,11 @@ def provision_text(provided: FleetProvision) -> list[str]:
 def query_line(query: Query) -> str:
     """A query with its SLO."""
     slo = query.slo
+    floors = "".join(f"{name} >= {least:g}, " for name, least in slo.metrics.items())
     return (
         f"{query.name}: {query.rate_hz:g}/s, p95 <= {1e3 * slo.latency_p95_s:.0f} ms, "
-        f"accuracy >= {slo.accuracy:g}, cost <= {1e3 * slo.cost_usd_per_1000:g} mUSD per 1,000"
+        f"accuracy >= {slo.accuracy:g}, {floors}"
+        f"cost <= {1e3 * slo.cost_usd_per_1000:g} mUSD per 1,000"
     )
 
 
@@ -129,8 +131,9 @@ def _decision(problem: Problem, plan: FleetPlan, query: Query) -> Iterator[str]:
 
 
 def _predicted(estimate: Estimate) -> str:
+    metrics = "".join(f"{name} {value:.3f}, " for name, value in sorted(estimate.metrics.items()))
     return (
-        f"p95 {1e3 * estimate.latency_p95_s:.0f} ms, accuracy {estimate.accuracy:.3f}, "
+        f"p95 {1e3 * estimate.latency_p95_s:.0f} ms, accuracy {estimate.accuracy:.3f}, {metrics}"
         f"{1e3 * estimate.cost_usd_per_1000:.2f} mUSD per 1,000"
     )
 
@@ -210,8 +213,11 @@ def _shortage(charge: Charge) -> str:
 
 
 def _objective(said: Said) -> str:
-    start, scale, form, unit = _FORMS[said.objective]
+    metric = said.objective.removeprefix("metrics.")
+    start, scale, form, unit = _FORMS.get(said.objective, (f"{metric} ", 1.0, "{:.3f}", ""))
     if said.value is None or said.slack is None:
+        if said.objective not in _FORMS:
+            return f"{metric} unknown (MISSES: it was not measured)"
         return f"{start}without end (MISSES: a site is overloaded)"
     verdict = (
         f"{scale * said.slack:.3g}{unit} to spare"

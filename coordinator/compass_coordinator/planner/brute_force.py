@@ -18,6 +18,7 @@ from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.dominance import undominated
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Refusal, explain
+from compass_coordinator.planner.unplaceable import unplaceable
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
@@ -100,6 +101,8 @@ def find_candidates(problem: Problem, query: Query, policy: Policy = anywhere) -
     Raises:
         PlanningError: If the origin or pipeline is unknown, or the space too large to enumerate.
     """
+    if (refusal := unplaceable(problem, query, policy)) is not None:
+        return refusal
     space = build_space(problem, query, policy(problem, query))
     found = candidates_within(problem, query, space, problem.loads)
     if len(found):
@@ -121,7 +124,7 @@ def candidates_within(
 
 
 def serving(estimates: Estimates, query: Query, capacities: Mapping[str, float]) -> Indices:
-    """Rows that meet a query's whole SLO and fit the capacities while nobody else uses them.
+    """Rows that meet a query's whole SLO, keep up with it and fit the capacities while nobody else uses them.
 
     Of a divisible query a fraction has to fit, not the whole.
     """
@@ -129,9 +132,16 @@ def serving(estimates: Estimates, query: Query, capacities: Mapping[str, float])
     if query.divisible:
         limits = np.where(limits > 0, np.inf, 0.0)
     # Comparisons with nan (not measured) are false, so such plans never pass.
+    unmeasured = np.full(len(estimates.accuracy), np.nan)
     return np.flatnonzero(
         (estimates.latency_p95_s <= query.slo.latency_p95_s)
         & (estimates.accuracy >= query.slo.accuracy)
         & (estimates.cost_usd_per_1000 <= query.slo.cost_usd_per_1000)
         & (estimates.demand <= limits).all(axis=1)
+        & (estimates.serial <= 1)
+        & np.logical_and.reduce(
+            [estimates.metrics.get(name, unmeasured) >= least for name, least in query.slo.metrics.items()],
+            axis=0,
+            initial=True,
+        )
     )

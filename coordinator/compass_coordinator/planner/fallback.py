@@ -8,9 +8,10 @@ import numpy as np
 
 from compass_coordinator.estimator import estimate, waits_joining
 from compass_coordinator.plan_space import build_space
+from compass_coordinator.planner.brute_force import serving
 from compass_coordinator.planner.policy import device_only
 from compass_coordinator.planner.search import Budget, search_plan
-from compass_shared.errors import ProfileError
+from compass_shared.errors import InfeasibleError, ProfileError
 from compass_shared.evaluate import pipeline_of
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem
@@ -27,8 +28,15 @@ def best_local_plan(problem: Problem, query: Query) -> Plan:
 
     Raises:
         ProfileError: If nothing was measured at the origin, so that there is nothing to choose by.
+        InfeasibleError: If an operator must not run at the origin.
     """
-    if pipeline_of(problem, query).config_count() > MAX_CONFIGS:
+    pipeline = pipeline_of(problem, query)
+    for operator in pipeline.operators:
+        if not problem.may_run(query, operator, query.origin):
+            places = " or ".join(operator.must_run_on)
+            detail = f"operator {operator.name!r} must run on {places}, not at {query.origin!r}"
+            raise InfeasibleError(query.name, "placement", f"no plan of last resort: {detail}")
+    if pipeline.config_count() > MAX_CONFIGS:
         return _found(problem, query)
     space = build_space(problem, query, device_only(problem, query))
     space = space.take(np.flatnonzero(np.isfinite(space.accuracy) & np.isfinite(space.cost_usd)))
@@ -37,12 +45,9 @@ def best_local_plan(problem: Problem, query: Query) -> Plan:
             f"query {query.name!r}: no config of pipeline {query.pipeline!r} was measured at {query.origin!r}"
         )
     at_load = estimate(space, query, waits_joining(problem, space.sites, {}, space, query.rate_hz))
-    in_time = at_load.latency_p95_s <= query.slo.latency_p95_s
-    met = (
-        in_time
-        & (at_load.accuracy >= query.slo.accuracy)
-        & (at_load.cost_usd_per_1000 <= query.slo.cost_usd_per_1000)
-    )
+    in_time = (at_load.latency_p95_s <= query.slo.latency_p95_s) & (at_load.serial <= 1)
+    # Capacities are not asked for: who has nothing else overloads its own device.
+    met = np.isin(np.arange(len(space)), serving(at_load, query, dict.fromkeys(at_load.resources, np.inf)))
     # An overloaded origin has no finite p95; the least work is then the best that can be said.
     work_s = space.path_mean_s.max(axis=0)
     if met.any():
@@ -59,6 +64,9 @@ def _found(problem: Problem, query: Query) -> Plan:
     """The best of so many configs that listing them would take longer than searching."""
     alone = replace(problem, reachable={**problem.reachable, query.name: ()}, loads={})
     found = search_plan(alone, query, budget=Budget(evaluations=MAX_CONFIGS))
+    if found.plan is None and query.slo.metrics:
+        without = replace(query, slo=replace(query.slo, metrics={}))
+        found = search_plan(alone, without, budget=Budget(evaluations=MAX_CONFIGS))
     if found.plan is None:
         raise ProfileError(f"query {query.name!r}: {found.reason or 'nothing was measured at its origin'}")
     return found.plan

@@ -25,8 +25,12 @@ class Binding(Enum):
 
     LATENCY = "latency"
     ACCURACY = "accuracy"
+    METRIC = "metric"
+    """The floor of an extra metric."""
     COST = "cost"
     CAPACITY = "capacity"
+    PLACEMENT = "placement"
+    """An operator may run at no site that the query can use, or the policy has no placement for it."""
     PROFILE = "profile"
     """Nothing that could be chosen was measured."""
 
@@ -42,7 +46,7 @@ class Refusal:
     nearest: Plan | None = None
     """The plan that comes closest, with its estimate."""
     relaxed: Mapping[str, float] = field(default_factory=dict)
-    """Field of ``Slo`` -> the strictest value that admits a plan while the other two stay; may be empty."""
+    """Field of ``Slo`` -> the strictest value that admits a plan while the others stay; may be empty."""
 
     def error(self) -> InfeasibleError:
         """The same as an exception."""
@@ -76,7 +80,7 @@ def explain(space: Plans, estimates: Estimates, query: Query, capacities: Mappin
     objectives = _objectives(estimates, query.slo)
     met = measured & _all([objective.excess <= 0 for objective in objectives])
     limits = np.array([capacities[resource] for resource in estimates.resources])
-    fits = measured & (estimates.demand <= limits).all(axis=1)
+    fits = measured & (estimates.demand <= limits).all(axis=1) & (estimates.serial <= 1)
     if met.any() or not fits.any():
         return _short_of_capacity(space, estimates, query, limits, met if met.any() else measured)
     return _short_of_slo(space, estimates, query, objectives, fits)
@@ -88,16 +92,23 @@ def _short_of_capacity(
     """Even the plan that asks for the least asks for more than there is."""
     demand = np.where(rows[:, np.newaxis], estimates.demand, np.inf)
     share = np.divide(demand, limits, out=np.where(demand > 0, np.inf, 0.0), where=limits > 0)
+    share = np.column_stack([share, np.where(rows, estimates.serial, np.inf)])
     row = int(np.argmin(share.max(axis=1)))
     column = int(np.argmax(share[row]))
-    resource, needed, limit = estimates.resources[column], estimates.demand[row, column], limits[column]
     rate_hz = query.rate_hz / share[row, column]
     advice = f": lower the rate to {_floor(rate_hz)} Hz" if rate_hz > 0 else ""
+    if column < len(limits):
+        needed, limit, resource = estimates.demand[row, column], limits[column], estimates.resources[column]
+        short = f"needs {needed:.4g} of the {limit:.4g} of {resource}"
+    else:
+        short = (
+            f"keeps an operator with state, which takes one request after the other, {share[row, -1]:.4g} "
+        )
+        short += "times as busy as its site allows"
     return Refusal(
         query=query.name,
         binding=Binding.CAPACITY,
-        detail=f"its lightest plan needs {needed:.4g} of the {limit:.4g} of {resource} "
-        f"at {query.rate_hz:g} Hz{advice}",
+        detail=f"its lightest plan {short} at {query.rate_hz:g} Hz{advice}",
         nearest=space.plan(row, estimates.row(row)),
     )
 
@@ -197,6 +208,22 @@ def _objectives(estimates: Estimates, slo: Slo) -> tuple[_Objective, ...]:
             shortfall=lambda value: f"costs ${value:.4g} per 1,000 against ${slo.cost_usd_per_1000:.4g}",
             advice=lambda value: f"cost to ${_ceil(value)} per 1,000",
         ),
+        *(_floor_objective(estimates, name, least) for name, least in slo.metrics.items()),
+    )
+
+
+def _floor_objective(estimates: Estimates, name: str, least: float) -> _Objective:
+    values = estimates.metrics.get(name, np.full(len(estimates.accuracy), -np.inf))
+    values = np.where(np.isnan(values), -np.inf, values)
+    return _Objective(
+        binding=Binding.METRIC,
+        field=f"metrics.{name}",
+        values=values,
+        excess=_excess(-values, -least),
+        superlative=f"the plan of the highest {name}",
+        wanted=f"{name} {least:.4g}",
+        shortfall=lambda value: f"reaches {name} {value:.4g} against {least:.4g}",
+        advice=lambda value: f"{name} to {_floor(value)}",
     )
 
 

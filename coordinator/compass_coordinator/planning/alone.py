@@ -71,6 +71,9 @@ class QueryPlans:
             accuracy=_joined([accuracy for _, accuracy, _ in parts]),
             cost_usd_per_1000=1000 * _joined([found.cost_usd[0] for found, _, _ in parts]),
             demand=demand,
+            # Templates are of configs that reach the floors, at sites that keep up.
+            metrics={name: np.full(len(self), least) for name, least in self._query.slo.metrics.items()},
+            serial=np.zeros(len(self)),
         )
 
 

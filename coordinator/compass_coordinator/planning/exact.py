@@ -25,6 +25,7 @@ from compass_coordinator.plan_space import build_space
 from compass_coordinator.planner.brute_force import Candidates, candidates_within, serving, stacked
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal, explain
+from compass_coordinator.planner.unplaceable import unplaceable
 from compass_coordinator.planning.joining import Choice, Choices, mixes, why_not
 from compass_coordinator.planning.loads import loads_at_cap
 from compass_coordinator.planning.result import Fallbacks, FleetPlan, Stopwatch, unknown_to
@@ -75,7 +76,7 @@ def plan_exactly(
     searches = {
         query.name: searched_space(problem, query)
         for query in problem.queries
-        if policy is anywhere and is_searched(problem, query)
+        if policy is anywhere and is_searched(problem, query) and unplaceable(problem, query) is None
     }
     if searches:
         watch.lap("search")
@@ -111,6 +112,9 @@ def servable(
     for query in problem.queries:
         if (unknown := unknown_to(problem, query)) is not None:
             refusals[query.name] = Refusal(query=query.name, binding=Binding.PROFILE, detail=unknown)
+            continue
+        if (nowhere := unplaceable(problem, query, policy)) is not None:
+            refusals[query.name] = nowhere
             continue
         if query.name in searched:
             found = searched[query.name]

@@ -46,9 +46,9 @@ class Said:
     """What one objective says of a plan."""
 
     objective: str
-    """Field of ``Slo``."""
+    """Field of ``Slo``, ``metrics.NAME`` for an extra metric."""
     value: float | None
-    """None: without end, a site would be overloaded."""
+    """None: without end, a site would be overloaded; of a metric: it was not measured."""
     limit: float
     slack: float | None
     """In the objective's unit; below 0 it is missed by that much."""
@@ -248,6 +248,10 @@ class _View:
                 _said("latency_p95_s", found.latency_p95_s, slo.latency_p95_s),
                 _said("accuracy", found.accuracy, slo.accuracy, at_least=True),
                 _said("cost_usd_per_1000", found.cost_usd_per_1000, slo.cost_usd_per_1000),
+                *(
+                    _said(f"metrics.{name}", found.metrics.get(name, math.nan), least, at_least=True)
+                    for name, least in slo.metrics.items()
+                ),
             ),
             cost_usd_per_s=self.query.rate_hz * found.cost_usd_per_1000 / 1000,
             charges=tuple(self._charges(found)),
@@ -315,11 +319,16 @@ def _at(space: PlanSpace, placements: Iterable[Placement]) -> Indices:
 
 def _excess(estimates: Estimates, query: Query) -> Floats:
     """By how much plans miss the SLO, relative to its values and summed over them; 0 where it is met."""
-    slo = query.slo
+    slo, nothing = query.slo, np.zeros(len(estimates.accuracy))
     over = (
         (estimates.latency_p95_s - slo.latency_p95_s) / slo.latency_p95_s,
         (slo.accuracy - estimates.accuracy) / max(slo.accuracy, _ROUNDING),
         (estimates.cost_usd_per_1000 - slo.cost_usd_per_1000) / max(slo.cost_usd_per_1000, _ROUNDING),
+        estimates.serial - 1,
+        *(
+            (least - np.nan_to_num(estimates.metrics.get(name, nothing))) / max(least, _ROUNDING)
+            for name, least in slo.metrics.items()
+        ),
     )
     return np.asarray(sum(np.maximum(each, 0.0) for each in over), dtype=np.float64)
 

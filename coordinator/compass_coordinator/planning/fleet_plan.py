@@ -18,6 +18,7 @@ from compass_coordinator.planning.result import FleetPlan, Stopwatch, require_di
 from compass_coordinator.planning.scaled import assumed_loads, plan_at_scale
 from compass_coordinator.planning.searched import MAX_ENUMERATED, plan_count
 from compass_shared.problem import Problem, SiteLoad
+from compass_shared.splitting import with_state_whole
 
 FEW_QUERIES = 16
 FEW_PLANS = 3_000_000
@@ -57,6 +58,7 @@ def plan_fleet(
         PlanningError: If the problem is malformed or too large to enumerate.
     """
     require_distinct_names(problem)
+    problem = with_state_whole(problem)
     watch = Stopwatch(timer)
     known = TemplateCache() if templates is None else templates
     if not limited_sites(problem):

@@ -26,6 +26,7 @@ from compass_coordinator.planning.scaled import assumed_loads
 from compass_shared.errors import PlanningError
 from compass_shared.problem import Problem
 from compass_shared.site import Units, cores_resource
+from compass_shared.splitting import with_state_whole
 
 MAX_ROUNDS = 3
 MAX_ADDED = 50
@@ -76,6 +77,7 @@ def provision_fleet(
         PlanningError: If no site comes in units, or all units there are serve too little.
     """
     require_distinct_names(problem)
+    problem = with_state_whole(problem)
     if not 0 < goodput <= 1:
         raise PlanningError(f"goodput must be in (0, 1], got {goodput}")
     pools = {name: site.units for name, site in problem.sites.items() if site.units is not None}

@@ -11,12 +11,16 @@ import numpy as np
 from compass_coordinator.planner.brute_force import find_candidates
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planner.refusal import Binding, Refusal
+from compass_coordinator.planner.unplaceable import below_floors, unplaceable
 from compass_coordinator.planning.alone import why_none
 from compass_coordinator.planning.result import unknown_to
 from compass_coordinator.planning.rounds import Match
+from compass_coordinator.planning.searched import plan_count
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 
+MAX_PLANS = 300_000
+"""Of one query, that are looked at one by one to explain why none serves it."""
 EXPLAINED = 50
 """Queries without any plan whose refusal is looked into; the others are told how to ask."""
 
@@ -83,6 +87,10 @@ class Refuser:
         """No plan meets the SLO within the capacities at the loads that were assumed."""
         if (unknown := unknown_to(self._problem, query)) is not None:
             return Refusal(query=query.name, binding=Binding.PROFILE, detail=unknown)
+        if (nowhere := unplaceable(self._problem, query, self._policy)) is not None:
+            return nowhere
+        if (short := below_floors(self._problem, query)) is not None:
+            return short
         if np.isfinite(relaxed.candidates.values[index]).any():
             plan = relaxed.candidates.plan(index, 0)
             idle_s = plan.estimate.latency_p95_s if plan.estimate is not None else math.nan
@@ -99,7 +107,10 @@ class Refuser:
         return Refusal(query=query.name, binding=Binding.LATENCY, detail=detail)
 
     def _explained(self, relaxed: Match, query: Query, index: int) -> Refusal | None:
-        if self._policy is anywhere:
+        pipeline = self._problem.pipelines[query.pipeline]
+        # Templates leave out what may not be used, so they cannot say that this is the reason.
+        narrowed = bool(query.slo.metrics) or pipeline.stateful
+        if self._policy is anywhere and not (narrowed and plan_count(self._problem, query) <= MAX_PLANS):
             return why_none(relaxed.candidates.space, index)
         found = find_candidates(replace(self._problem, loads={}), query, self._policy)
         return found if isinstance(found, Refusal) else None

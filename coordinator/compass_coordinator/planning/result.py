@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from compass_coordinator.planner.fallback import best_local_plan
 from compass_coordinator.planner.refusal import Refusal
 from compass_coordinator.planner.search import SearchResult
-from compass_shared.errors import PlanningError, ProfileError
+from compass_shared.errors import InfeasibleError, PlanningError, ProfileError
+from compass_shared.evaluate import unknown_metric
 from compass_shared.plan import Plan, PlanShare
 from compass_shared.problem import Problem
 from compass_shared.query import Query
@@ -25,7 +26,8 @@ class FleetPlan:
     refusals: Mapping[str, Refusal]
     """Why each of the other queries has none."""
     fallbacks: Mapping[str, Plan]
-    """Query name -> what it can do at its origin alone; not for queries that were not measured there."""
+    """Query name -> what it can do at its origin alone; not for queries that were not measured there, or of
+    whose operators one must not run there."""
     goodput: float
     """Weight of the queries that are served; each meets its whole SLO."""
     cost_usd_per_s: float
@@ -86,7 +88,7 @@ def unknown_to(problem: Problem, query: Query) -> str | None:
         return f"pipeline {query.pipeline!r} is not known"
     if query.origin not in problem.sites:
         return f"its origin {query.origin!r} is not a known site"
-    return None
+    return unknown_metric(problem, query)
 
 
 class Fallbacks(Mapping[str, Plan]):
@@ -112,8 +114,9 @@ class Fallbacks(Mapping[str, Plan]):
         return sum(1 for _ in self)
 
     def _find(self, query: Query) -> Plan | None:
-        # Without measurements at the origin there is nothing to choose by; such a query has no fallback.
+        # Without measurements at the origin there is nothing to choose by, and what must not run there does
+        # not run there in need either; such a query has no fallback.
         if unknown_to(self._problem, query) is None:
-            with contextlib.suppress(ProfileError):
+            with contextlib.suppress(ProfileError, InfeasibleError):
                 return best_local_plan(self._problem, query)
         return None

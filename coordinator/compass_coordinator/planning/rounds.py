@@ -152,19 +152,22 @@ class Rounds:
             if (site := self._problem.sites[name]).tier is not Tier.DEVICE
         }
 
-    def _limited(self, loads: Mapping[str, SiteLoad]) -> Problem:
-        """The fleet where nobody can make a shared site busier than it is assumed to be."""
-        sites = {
-            name: replace(site, utilisation_cap=min(site.utilisation_cap, loads[name].utilisation))
-            if name in loads and site.tier is not Tier.DEVICE and loads[name].utilisation > 0
-            else site
-            for name, site in self._problem.sites.items()
+    def _caps(self, loads: Mapping[str, SiteLoad]) -> dict[str, float]:
+        """Nobody may make a shared site busier than it is assumed to be."""
+        return {
+            name: load.utilisation
+            for name, load in loads.items()
+            if load.utilisation > 0 and self._problem.sites[name].tier is not Tier.DEVICE
         }
-        return replace(self._problem, sites=sites)
 
     def _match(self, loads: Mapping[str, SiteLoad], prices: Floats | None) -> Match:
         space = FleetSpace.of(
-            self._limited(loads), loads, self._templates, max_remote=MAX_REMOTE, allowed=self._allowed
+            self._problem,
+            loads,
+            self._templates,
+            max_remote=MAX_REMOTE,
+            allowed=self._allowed,
+            caps=self._caps(loads),
         )
         self._watch.lap("templates")
         candidates = candidates_of(space, prices=prices)

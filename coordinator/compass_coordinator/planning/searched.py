@@ -7,12 +7,14 @@ how much cheaper a plan could be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from compass_coordinator.estimator import PlanSpace
 from compass_coordinator.listed_plans import distinct_plans, space_of
 from compass_coordinator.planner.refusal import Binding, Refusal
 from compass_coordinator.planner.search import Budget, SearchResult, search_plan
+from compass_coordinator.planner.unplaceable import below_floors
 from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.site import Tier, cores_resource, link_resource
@@ -28,7 +30,12 @@ def plan_count(problem: Problem, query: Query) -> int:
     pipeline = problem.pipelines.get(query.pipeline)
     if pipeline is None or query.origin not in problem.sites:
         return 0
-    return int(pipeline.config_count() * len(problem.sites_for(query)) ** len(pipeline.operators))
+    usable = problem.sites_for(query)
+    if not any(operator.must_run_on for operator in pipeline.operators):
+        return int(pipeline.config_count() * len(usable) ** len(pipeline.operators))
+    return pipeline.config_count() * math.prod(
+        sum(problem.may_run(query, operator, site) for site in usable) for operator in pipeline.operators
+    )
 
 
 def is_searched(problem: Problem, query: Query) -> bool:
@@ -39,6 +46,8 @@ def is_searched(problem: Problem, query: Query) -> bool:
 def searched_space(problem: Problem, query: Query) -> tuple[PlanSpace | Refusal, SearchResult]:
     """What searches find on an idle fleet, or why there is nothing; and how the first one ended."""
     first = search_plan(problem, query, budget=Budget(evaluations=MAX_CONFIGS))
+    if (refusal := below_floors(problem, query)) is not None:
+        return refusal, first
     if first.plan is None or not first.serves:
         detail = first.reason or "no plan that meets its SLO was found"
         return Refusal(query=query.name, binding=Binding.LATENCY, detail=detail, nearest=first.plan), first

@@ -18,6 +18,7 @@ from compass_coordinator.planner.fleet.pricing import NONE, Best, Directions
 from compass_coordinator.planner.fleet.space import MEMORY_BYTES, Allowed, FleetSpace, TemplateCache
 from compass_coordinator.planner.fleet.tatonnement import rough_prices
 from compass_shared.errors import PlanningError
+from compass_shared.evaluate import metrics_of
 from compass_shared.plan import Estimate, Plan
 from compass_shared.problem import Problem, SiteLoad
 
@@ -87,6 +88,9 @@ class FleetCandidates:
             accuracy=float(self.accuracy[at]),
             cost_usd_per_1000=float(1000 * self.costs[at] / rate_hz),
             demand=demand,
+            metrics=metrics_of(
+                self.space.problem, group.pipeline, features.templates.pipeline.config_key(plan.config)
+            ),
         )
         return Plan(config=plan.config, placement=plan.placement, estimate=estimate)
 

@@ -1,8 +1,9 @@
 """Which query can use which sites in which role, grouped so that whole groups share their templates.
 
-A *kind* is what operators cost on some machine; sites of one kind differ in speed. A *pattern* is a pipeline,
-the kind of the origin and the kinds of the remote sites that a plan uses at once; a template belongs to the
-pattern of exactly the roles that it uses. An *instance* is one query with one choice of sites for a pattern.
+A *kind* is what operators cost on some machine, of those that the query may use there; sites of one kind
+differ in speed. A *pattern* is a pipeline, the floors that queries set for its extra metrics, the kind of the
+origin and the kinds of the remote sites that a plan uses at once; a template belongs to the pattern of
+exactly the roles that it uses. An *instance* is one query with one choice of sites for a pattern.
 Every plan of every query is therefore one template at one instance, and none is counted twice.
 
 Templates of a pattern are found without looking at other patterns: whatever dominates a template makes calls
@@ -22,11 +23,16 @@ import numpy as np
 from compass_coordinator.estimator import Indices
 from compass_coordinator.planner.fleet.tables import FleetTables
 from compass_coordinator.planner.templates import Kind
+from compass_coordinator.planner.usable import Operators, Usable
 from compass_shared.problem import Problem
 from compass_shared.profile import SiteProfile
 
 Kinds: TypeAlias = tuple[int, ...]
 """Numbers of kinds: of an origin, then of remote sites."""
+Floors: TypeAlias = tuple[tuple[str, float], ...]
+"""Extra metrics with their least means, by name."""
+Asked: TypeAlias = tuple[str, Floors]
+"""Pipeline and floors: what the configs to choose from depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +40,7 @@ class Group:
     """All instances of one pattern, sorted by query."""
 
     pipeline: str
+    floors: Floors
     kinds: tuple[Kind, ...]
     """Of the roles: the origin, then the remote sites."""
     query: Indices
@@ -52,6 +59,7 @@ class Group:
         """Some of the instances, in the given order."""
         return Group(
             pipeline=self.pipeline,
+            floors=self.floors,
             kinds=self.kinds,
             query=self.query[rows],
             sites=self.sites[rows],
@@ -71,16 +79,20 @@ def group_instances(problem: Problem, tables: FleetTables, max_remote: int) -> t
         max_remote: Most remote sites that one plan may use.
     """
     kinds = _Kinds()
-    places: dict[tuple[str, Kinds], list[_Place]] = {}
-    for pipeline, shape, place in _places(problem, tables, kinds):
-        places.setdefault((pipeline, shape), []).append(place)
-    parts: dict[tuple[str, Kinds], list[Group]] = {}
-    for (pipeline, shape), alike in places.items():
-        whole = _at_all_sites(pipeline, alike)
+    places: dict[tuple[Asked, Kinds], list[_Place]] = {}
+    for asked, shape, place in _places(problem, tables, kinds):
+        places.setdefault((asked, shape), []).append(place)
+    parts: dict[tuple[Asked, Kinds], list[Group]] = {}
+    for (asked, shape), alike in places.items():
+        whole = _at_all_sites(asked, alike)
         for chosen in _patterns(shape, max_remote):
             pattern = tuple(shape[role] for role in chosen)
-            parts.setdefault((pipeline, pattern), []).append(_narrowed(whole, chosen, kinds.named(pattern)))
+            parts.setdefault((asked, pattern), []).append(_narrowed(whole, chosen, kinds.named(pattern)))
     return tuple(_joined(found) for found in parts.values())
+
+
+_Standing: TypeAlias = tuple[str, Floors, str, tuple[str, ...] | None, float | None]
+"""Pipeline, floors, origin, what may be reached (None: everything); the rate if the pipeline keeps state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +114,12 @@ class _Kinds:
     _by_identity: dict[tuple[int, float, float], int] = field(default_factory=dict)
     _by_key: dict[object, int] = field(default_factory=dict)
 
-    def index(self, profile: SiteProfile, *, origin: bool) -> int:
-        """Number of a site's kind; the size of requests matters at an origin only."""
+    def index(self, profile: SiteProfile, operators: Operators, *, origin: bool) -> int:
+        """Number of a site's kind, by what may be used there; request sizes matter at an origin only."""
         mean, var = (profile.request_mean_bytes, profile.request_var_bytes2) if origin else (0.0, 0.0)
-        identity = (id(profile.operators), mean, var)
+        identity = (id(operators), mean, var)
         if identity not in self._by_identity:
-            kind = Kind(operators=profile.operators, request_mean_bytes=mean, request_var_bytes2=var)
+            kind = Kind(operators=operators, request_mean_bytes=mean, request_var_bytes2=var)
             number = self._by_key.setdefault(kind.key, len(self.kinds))
             if number == len(self.kinds):
                 self.kinds.append(kind)
@@ -118,23 +130,25 @@ class _Kinds:
         return tuple(self.kinds[index] for index in indices)
 
 
-def _places(problem: Problem, tables: FleetTables, kinds: _Kinds) -> Iterator[tuple[str, Kinds, _Place]]:
+def _places(problem: Problem, tables: FleetTables, kinds: _Kinds) -> Iterator[tuple[Asked, Kinds, _Place]]:
     """Places with the queries that stand there; remote sites by kind, then name."""
-    reach = _Reach(problem)
+    reach, usable = _Reach(problem), Usable(problem)
     site_at, link_at, profiles = tables.sites.at, tables.links.at, problem.profiles
-    for (pipeline, origin, allowed), queries in _standing(problem).items():
+    for (pipeline, floors, origin, allowed, _), queries in _standing(problem).items():
         own = profiles.get((origin, pipeline))
         if own is None or origin not in site_at or pipeline not in problem.pipelines:
             continue
+        alike = problem.queries[queries[0]]
         remote = []
         for name in reach.of(origin, allowed):
             profile = profiles.get((name, pipeline))
-            if profile is not None:
-                remote.append((kinds.index(profile, origin=False), name))
+            if profile is not None and (there := usable.operators(alike, profile)):
+                remote.append((kinds.index(profile, there, origin=False), name))
         remote.sort()
-        shape = (kinds.index(own, origin=True), *(kind for kind, _ in remote))
+        here = kinds.index(own, usable.operators(alike, own), origin=True)
+        shape = (here, *(kind for kind, _ in remote))
         yield (
-            pipeline,
+            (pipeline, floors),
             shape,
             _Place(
                 queries=queries,
@@ -145,12 +159,17 @@ def _places(problem: Problem, tables: FleetTables, kinds: _Kinds) -> Iterator[tu
         )
 
 
-def _standing(problem: Problem) -> dict[tuple[str, str, tuple[str, ...] | None], list[int]]:
-    """Queries by pipeline, origin and what they may reach (None: everything)."""
-    queries: dict[tuple[str, str, tuple[str, ...] | None], list[int]] = {}
+def _standing(problem: Problem) -> dict[_Standing, list[int]]:
+    """Queries by what decides on their places."""
+    queries: dict[_Standing, list[int]] = {}
     reachable = problem.reachable
+    with_state = {name for name, pipeline in problem.pipelines.items() if pipeline.stateful}
     for index, query in enumerate(problem.queries):
-        queries.setdefault((query.pipeline, query.origin, reachable.get(query.name)), []).append(index)
+        metrics = query.slo.metrics
+        floors = tuple(sorted(metrics.items())) if metrics else ()
+        rate_hz = query.rate_hz if query.pipeline in with_state else None
+        standing = query.pipeline, floors, query.origin, reachable.get(query.name), rate_hz
+        queries.setdefault(standing, []).append(index)
     return queries
 
 
@@ -190,19 +209,20 @@ def _patterns(kinds: Sequence[int], max_remote: int) -> Iterator[tuple[int, ...]
                 yield (0, *chosen)
 
 
-def _at_all_sites(pipeline: str, places: Sequence[_Place]) -> Group:
+def _at_all_sites(asked: Asked, places: Sequence[_Place]) -> Group:
     """Every query at some places of one shape, with all sites it can use."""
     counts = [len(place.queries) for place in places]
     expand = np.repeat(np.arange(len(places)), counts)
     chained = itertools.chain.from_iterable(place.queries for place in places)
     remote = len(places[0].up)
     return Group(
-        pipeline=pipeline,
+        pipeline=asked[0],
+        floors=asked[1],
         kinds=(),
         query=np.fromiter(chained, np.int64, count=len(expand)),
         sites=np.array([place.sites for place in places], dtype=np.int64)[expand],
-        up=np.array([place.up for place in places], dtype=np.int64).reshape(-1, remote)[expand],
-        down=np.array([place.down for place in places], dtype=np.int64).reshape(-1, remote)[expand],
+        up=np.array([place.up for place in places], dtype=np.int64).reshape(len(places), remote)[expand],
+        down=np.array([place.down for place in places], dtype=np.int64).reshape(len(places), remote)[expand],
     )
 
 
@@ -211,6 +231,7 @@ def _narrowed(group: Group, chosen: Sequence[int], kinds: tuple[Kind, ...]) -> G
     links = [position - 1 for position in chosen[1:]]
     return Group(
         pipeline=group.pipeline,
+        floors=group.floors,
         kinds=kinds,
         query=group.query,
         sites=group.sites[:, chosen],
@@ -224,6 +245,7 @@ def _joined(groups: Sequence[Group]) -> Group:
     order = np.argsort(np.concatenate([group.query for group in groups]), kind="stable")
     return Group(
         pipeline=groups[0].pipeline,
+        floors=groups[0].floors,
         kinds=groups[0].kinds,
         query=np.concatenate([group.query for group in groups])[order],
         sites=np.concatenate([group.sites for group in groups])[order],

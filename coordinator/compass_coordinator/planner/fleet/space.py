@@ -14,10 +14,12 @@ from compass_coordinator.planner.fleet.blocks import PER_REGION, SIZE
 from compass_coordinator.planner.fleet.coefficients import Features, coefficients_of
 from compass_coordinator.planner.fleet.grouping import Group, group_instances
 from compass_coordinator.planner.fleet.pricing import Best, Directions, Search
-from compass_coordinator.planner.fleet.tables import TIERS, FleetTables
+from compass_coordinator.planner.fleet.tables import NO_CAPS, TIERS, FleetTables
 from compass_coordinator.planner.templates import Kind, Templates, build_templates, templates_key
 from compass_shared.errors import PlanningError
+from compass_shared.pipeline import Pipeline
 from compass_shared.problem import Problem, SiteLoad
+from compass_shared.profile import AccuracyTable, meeting
 from compass_shared.site import Tier
 
 MEMORY_BYTES = 2 << 30
@@ -50,18 +52,17 @@ class TemplateCache:
         """Memory of all that is kept, in bytes."""
         return sum(features.nbytes for features in self._known.values())
 
-    def features(self, problem: Problem, pipeline: str, kinds: tuple[Kind, ...]) -> Features:
+    def features(self, described: Pipeline, accuracy: AccuracyTable, kinds: tuple[Kind, ...]) -> Features:
         """Templates that use all remote roles of a pattern.
 
         Args:
-            problem: Gives pipeline and accuracy.
-            pipeline: Its name.
+            described: Pipeline.
+            accuracy: Of the configs that may be chosen.
             kinds: Of the roles.
         """
-        described, accuracy = problem.pipelines[pipeline], problem.accuracy[pipeline]
         if described.config_count() > MAX_CONFIGS:
             raise PlanningError(
-                f"pipeline {pipeline!r} has {described.config_count()} configs, too many for templates "
+                f"pipeline {described.name!r} has {described.config_count()} configs, too many for templates "
                 f"({MAX_CONFIGS}); such pipelines are searched in fleets of few queries"
             )
         key = templates_key(described, accuracy, kinds, None)
@@ -97,6 +98,7 @@ class FleetSpace:
         max_remote: int = 2,
         memory_bytes: int = MEMORY_BYTES,
         allowed: Allowed | None = None,
+        caps: Mapping[str, float] = NO_CAPS,
     ) -> FleetSpace:
         """Read a problem and get the templates it needs.
 
@@ -107,15 +109,25 @@ class FleetSpace:
             max_remote: Most remote sites that one plan may use.
             memory_bytes: Budget for what is kept and for what is made on the way.
             allowed: Placement policy; None for all placements.
+            caps: Site -> utilisation up to which it may be used, where that is less than its own cap.
         """
-        tables = FleetTables.of(problem, loads)
+        tables = FleetTables.of(problem, loads, caps)
         groups = tuple(
             part
             for group in group_instances(problem, tables, max_remote)
             if group.pipeline in problem.accuracy
             for part in (_by_tiers(tables, group) if allowed is not None else (group,))
         )
-        features = tuple(templates.features(problem, group.pipeline, group.kinds) for group in groups)
+        accuracy = {
+            (pipeline, floors): meeting(problem.accuracy[pipeline], dict(floors))
+            for pipeline, floors in {(group.pipeline, group.floors) for group in groups}
+        }
+        features = tuple(
+            templates.features(
+                problem.pipelines[group.pipeline], accuracy[group.pipeline, group.floors], group.kinds
+            )
+            for group in groups
+        )
         if allowed is not None:
             features = tuple(
                 _restricted(tables, group, found, allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from compass_shared.query import Query
 from compass_shared.site import Link, Tier, cores_resource, link_resource
 
 TIERS = tuple(Tier)
+NO_CAPS: Mapping[str, float] = {}
 BLOCKED_S = 1e30
 """Stands for an endless wait: beyond every SLO, and still 0 when it is not visited (0 x inf is nan)."""
 
@@ -150,12 +152,17 @@ class FleetTables:
     """(resources,) what may be handed out."""
 
     @classmethod
-    def of(cls, problem: Problem, loads: Mapping[str, SiteLoad]) -> FleetTables:
-        """Read a problem; sites without a load have no wait."""
+    def of(
+        cls, problem: Problem, loads: Mapping[str, SiteLoad], caps: Mapping[str, float] = NO_CAPS
+    ) -> FleetTables:
+        """Read a problem; sites without a load have no wait, those in ``caps`` a lower cap than their own."""
         sites = SiteTable.of(problem, loads)
         used = {query.pipeline for query in problem.queries}
         links = tuple(problem.links.values())
-        cores = [site.cores * site.utilisation_cap for site in problem.sites.values()]
+        cores = [
+            site.cores * min(site.utilisation_cap, caps.get(name, math.inf))
+            for name, site in problem.sites.items()
+        ]
         bandwidths = [link.bandwidth_bps * link.utilisation_cap for link in links]
         return cls(
             sites=sites,

@@ -20,13 +20,18 @@ def climb(judge: Judge, choice: Indices, accuracy: float, starts: Iterable[Indic
         judge: Evaluates plans by the book.
         choice: (n,) variant of every operator.
         accuracy: Of the config.
-        starts: Placements (n,); the best of these and of everything at one site is climbed from.
+        starts: Placements (n,); the best of these and of everything at one site, as far as it may run there,
+            is climbed from.
 
     Returns:
-        The best plan met; None if the config was measured at none of the placements.
+        The best plan met; None if none of the placements may be used.
     """
     tables = judge.tables
-    everywhere = (np.full(len(choice), site) for site in range(len(tables.sites)))
+    allowed = [mask[at] for mask, at in zip(tables.measured, choice, strict=True)]
+    everywhere = (
+        np.array([site if there[site] else int(np.argmax(there)) for there in allowed], dtype=np.int64)
+        for site in range(len(tables.sites))
+    )
     best: Judged | None = None
     sites = np.zeros(len(choice), dtype=np.int64)
     for start in (*starts, *everywhere):

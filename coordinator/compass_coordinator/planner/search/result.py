@@ -100,6 +100,7 @@ class Judge:
             metric="",
             split="",
             configs={key: Accuracy(mean=accuracy, standard_error=0.0, count=1)},
+            others=self._others(),
         )
         problem = replace(self.problem, accuracy={self.query.pipeline: known})
         found = evaluate_plan(problem, self.query, plan, self.problem.loads)
@@ -109,6 +110,10 @@ class Judge:
             score=self._score(found),
             violation=self._violation(found),
         )
+
+    def _others(self) -> Mapping[str, Mapping[str, Accuracy]]:
+        table = self.problem.accuracy.get(self.query.pipeline)
+        return table.others if table is not None else {}
 
     def _score(self, found: Estimate) -> float:
         priced = sum(self.prices.get(name, 0.0) * amount for name, amount in found.demand.items())
@@ -121,6 +126,10 @@ class Judge:
             _excess(slo.accuracy - found.accuracy, 0.0, unit=slo.accuracy),
             _excess(found.cost_usd_per_1000, slo.cost_usd_per_1000),
             *(_excess(amount, have[name]) for name, amount in found.demand.items()),
+            *(
+                _excess(least - found.metrics.get(name, 0.0), 0.0, unit=least)
+                for name, least in slo.metrics.items()
+            ),
         ]
         return math.fsum(missed)
 

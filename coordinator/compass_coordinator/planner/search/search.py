@@ -61,6 +61,11 @@ def improving_plans(
     for name, price in prices.items():
         if not 0 <= price < math.inf:
             raise PlanningError(f"the price of {name} is {price}; it must be finite and >= 0")
+    if accuracy is not None and query.slo.metrics:
+        raise PlanningError(
+            f"query {query.name!r} sets floors for extra metrics, which a search that measures accuracies "
+            "does not know: plan it from a table"
+        )
     budget = Budget() if budget is None else budget
     tables = build_tables(problem, query, prices)
     if not tables.sites:
@@ -68,7 +73,7 @@ def improving_plans(
         return
     judge = Judge(problem=problem, query=query, tables=tables, prices=prices)
     if accuracy is None:
-        yield from search_known(judge, known_configs(tables, problem.accuracy.get(query.pipeline)), budget)
+        yield from search_known(judge, known_configs(tables, problem.accuracy_for(query)), budget)
     else:
         yield from search_measuring(judge, accuracy, budget, seed)
 

@@ -54,7 +54,7 @@ class Tables:
     edge: tuple[Floats | None, ...]
     """Per operator (C, U, S, S): parent's variant, parent's site, own site; None for a root."""
     measured: tuple[NDArray[np.bool_], ...]
-    """Per operator (V, S)."""
+    """Per operator (V, S): where it was measured, may run, and keeps up with the query if it has state."""
     capacity: Floats
     """(C - CORES,): what the demand channels may reach."""
     exact: bool
@@ -66,7 +66,7 @@ class Tables:
         return tuple(len(listed) for listed in self.variants)
 
     def placeable(self, choice: Indices, sites: Indices) -> bool:
-        """Whether every operator's variant was measured at its site."""
+        """Whether every operator's variant may be used at its site."""
         return all(mask[at] for mask, at in zip(self.measured, zip(choice, sites, strict=True), strict=True))
 
     def config(self, choice: Indices) -> Config:
@@ -243,8 +243,11 @@ class _Builder:
         mask = np.zeros((len(self.variants[op.name]), len(self.sites)), dtype=np.bool_)
         # Without a profile of its own the origin has no request size, and no plan can be priced.
         if (self.query.origin, self.pipeline.name) in self.problem.profiles:
-            for row, column, _ in self._figures(op):
-                mask[row, column] = True
+            for row, column, found in self._figures(op):
+                site = self.sites[column]
+                mask[row, column] = self.problem.may_run(self.query, op, site) and (
+                    not op.stateful or self.problem.keeps_up(self.query, found.mean_s, site)
+                )
         return mask
 
     def _empty(self, op: Operator) -> Floats:

@@ -168,7 +168,9 @@ class _Search:
         if self._score() < math.inf:
             return None
         if not len(self.known.accuracy):
-            return f"the accuracy of no config of pipeline {self.judge.query.pipeline!r} was measured"
+            floors = " and ".join(f"{name} {least:g}" for name, least in self.judge.query.slo.metrics.items())
+            reaches = f"reaches {floors}" if floors else "was measured"
+            return f"the accuracy of no config of pipeline {self.judge.query.pipeline!r} {reaches}"
         best = float(self.known.accuracy.max())
         if best < self.judge.query.slo.accuracy:
             return f"the most accurate config reaches {best:.4g} against {self.judge.query.slo.accuracy:.4g}"
