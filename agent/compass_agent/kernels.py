@@ -6,12 +6,18 @@ that are drawn: their time does not depend on what they compute.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from compass_agent.runtimes import open_runtime
+from compass_shared.errors import BackendError
 
 Work = Callable[[], object]
 Array = npt.NDArray[np.generic]
@@ -43,18 +49,18 @@ class KernelTime:
 
 
 def kernels() -> dict[str, Work]:
-    """Kernels that can run here: those of ONNX Runtime need that installed."""
+    """Kernels that can run here: those of networks need ONNX Runtime."""
     found: dict[str, Work] = {"python": interpreted}
     try:
-        import onnxruntime  # noqa: PLC0415  # an agent does without
-    except ImportError:
+        runtime = open_runtime("onnx")
+    except BackendError:
         return found
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    image = np.full((1, _CHANNELS, _SIDE, _SIDE), 0.5, np.float32)
-    for name, network in (("onnx-fp32", float_network()), ("onnx-int8", quantised_network())):
-        session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        found[name] = _run(session, image)
+    feed = {"x": np.full((1, _CHANNELS, _SIDE, _SIDE), 0.5, np.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, network in (("onnx-fp32", float_network()), ("onnx-int8", quantised_network())):
+            path = Path(folder) / f"{name}.onnx"
+            path.write_bytes(network)
+            found[name] = partial(runtime.load(path).run, feed)
     return found
 
 
@@ -90,11 +96,6 @@ def _timed(work: Work, thread_time: Callable[[], float]) -> float:
     start_s = thread_time()
     work()
     return thread_time() - start_s
-
-
-def _run(session: object, image: Array) -> Work:
-    run = session.run  # type: ignore[attr-defined]  # onnxruntime has no types
-    return lambda: run(None, {"x": image})
 
 
 # --- networks -------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from compass_shared.device_profile import (
     known_device_profiles,
     load_device_profile,
 )
+from compass_shared.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +54,18 @@ def test_every_kernel_runs_here_and_has_a_time_on_the_reference_core() -> None:
 
 @pytest.mark.parametrize(("name", "element"), [("onnx-fp32", np.float32), ("onnx-int8", np.uint8)])
 def test_the_networks_are_real_convolutions(name: str, element: type[np.generic]) -> None:
-    (result,) = cast("list[Any]", kernels()[name]())
+    (result,) = cast("dict[str, Any]", kernels()[name]()).values()
     assert result.shape == (1, 64, 56, 56)
     assert result.dtype == element
     assert len(np.unique(result)) > 10
+
+
+def test_without_onnx_runtime_the_interpreter_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise ModelLoadError(f"no {name} here")
+
+    monkeypatch.setattr("compass_agent.kernels.open_runtime", missing)
+    assert kernels().keys() == {"python"}
 
 
 def test_the_interpreter_does_the_same_work_each_time() -> None:
