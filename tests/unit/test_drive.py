@@ -14,13 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from compass_agent.arrivals import Arrival, arrivals, clip_arrivals
 from compass_agent.config import AgentConfig
-from compass_agent.arrivals import arrivals, clip_arrivals
 from compass_agent.drive import Driver, emitter
+from compass_agent.events import Outcome
 from compass_agent.probing import Measure
 from compass_agent.shell import AgentShell
+from compass_shared.errors import RefusedError
 from compass_shared.query import Query, Slo
 from support.bundles import write_tiny_bundle
+from support.clips import CLIPS, write_counter_bundle
 
 QUERY = Query(
     name="q1",
@@ -90,6 +93,103 @@ def test_groups_take_turns_and_every_input_comes_once_a_round() -> None:
     for start in range(95):
         clear = Counter(GROUPS[index] for index in inputs[start : start + 5])["clear"]
         assert 2 <= clear <= 4
+
+
+# --- clips ----------------------------------------------------------------------------------------
+
+LENGTHS = [3, 0, 2, 4]
+
+
+def _clips(**changes: Any) -> list[Arrival]:
+    given: dict[str, Any] = {"seconds": 60, "seed": 1, "groups": ["only"] * 4, "lengths": LENGTHS}
+    return clip_arrivals(_query(rate_hz=2.0), **given | changes)
+
+
+def test_the_requests_of_clips_come_evenly_from_a_moment_of_their_own() -> None:
+    times = [arrival.at_s for arrival in _clips()]
+    assert 0 <= times[0] < 0.5
+    assert times == pytest.approx([times[0] + 0.5 * index for index in range(120)])
+    assert _clips() == _clips()
+    assert _clips(seed=2)[0].at_s != times[0]
+    assert [arrival.index for arrival in _clips()] == list(range(120))
+
+
+def test_clips_are_played_one_after_the_other_from_their_start() -> None:
+    played = [(arrival.example, arrival.step) for arrival in _clips(seconds=4.5)]
+    round_one, rest = played[: sum(LENGTHS)], played[sum(LENGTHS) :]
+    assert rest == []
+    order = [clip for clip, step in round_one if step == 0]
+    assert sorted(order) == [0, 2, 3], "a clip without requests is none"
+    assert round_one == [(clip, step) for clip in order for step in range(LENGTHS[clip])]
+    again = [(arrival.example, arrival.step) for arrival in _clips(seconds=8)]
+    assert again == (round_one * 2)[:16], "the last one is cut short"
+
+
+def test_clips_without_any_request_end_at_once() -> None:
+    assert _clips(lengths=[0, 0, 0, 0]) == []
+
+
+@pytest.fixture
+async def counter(tmp_path: Path) -> AsyncIterator[AgentShell]:
+    """An agent with a pipeline that counts the requests of a stream."""
+    config = AgentConfig(
+        name="phone",
+        bundles=(write_counter_bundle(tmp_path),),
+        cache_root=tmp_path / "cache",
+        measure=Measure.NOTHING,
+    )
+    shell = AgentShell(config)
+    await shell.start()
+    yield shell
+    await shell.close()
+
+
+async def _driven(shell: AgentShell, seconds: float) -> tuple[list[Mapping[str, Any]], list[Arrival]]:
+    events = Events()
+    driver = Driver(shell, events.append)
+    query = _query(pipeline="counter", rate_hz=100.0)
+    await driver.run(_declare(query))
+    await driver.run(_line(do="serve", phase="p", seconds=seconds, seed=4, split="heldout"))
+    assert not events.of("error")
+    plan = clip_arrivals(
+        query, seconds=seconds, seed=4, groups=["only"] * len(CLIPS), lengths=list(CLIPS.values())
+    )
+    assert len(events.of("request")) == len(plan)
+    return sorted(events.of("request"), key=lambda event: event["index"]), plan
+
+
+async def test_each_clip_is_a_stream_and_is_scored_as_a_whole(counter: AgentShell) -> None:
+    requests, plan = await _driven(counter, 0.2)
+    names = list(CLIPS)
+    assert [request["input"] for request in requests] == [names[arrival.example] for arrival in plan]
+    assert len(plan) > 2 * sum(CLIPS.values()), "clips come again, and are cut short at the end"
+    assert {(request["error"], request["score"]) for request in requests} == {(None, 1.0)}
+    assert {len(request["segments"]) for request in requests} == {1}
+
+
+async def test_a_request_that_is_lost_lowers_the_score_of_its_clip_alone(
+    counter: AgentShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, sent = counter.request, 0
+
+    async def request(pipeline: str, value: Any, **options: Any) -> Outcome:
+        nonlocal sent
+        sent += 1
+        if sent in {2, 3}:  # an operator fails on the first of them, the agent refuses the second
+            value = -1.0
+        if sent == 3:
+            raise RefusedError("no room")
+        return await ask(pipeline, value, **options)
+
+    monkeypatch.setattr(counter, "request", request)
+    requests, plan = await _driven(counter, 0.15)
+    errors = [request["error"] for request in requests]
+    assert errors == [None, "InferenceError", "RefusedError", *[None] * (len(plan) - 3)]
+    length = list(CLIPS.values())[plan[0].example]
+    assert length > 2, "both are of the first clip"
+    # The first is counted right, two are lost, and what comes after them is counted too low.
+    scores = [request.get("score") for request in requests]
+    assert scores == [1 / length, None, None, *[1 / length] * (length - 3), *[1.0] * (len(plan) - length)]
 
 
 # --- commands -------------------------------------------------------------------------------------
