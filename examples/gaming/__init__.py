@@ -1,0 +1,1 @@
+"""Gaming: from camera frames to the player's gesture and pose."""
