@@ -12,7 +12,10 @@ MEETINGS: Sequence[tuple[str, Sequence[str]]] = (
     ("The camera ships on Friday.|Anna tests the battery.|The budget is approved.", "friday anna budget"),
     ("We move the launch to October.|Ben writes the manual.|The logo stays blue.", "october ben blue"),
     ("The server was down for two hours.|Carla adds an alarm.|Backups run at night.", "server carla backups"),
-    ("Sales grew in Spain.|Dora visits the customer in Madrid.|Prices stay as they are.", "spain dora prices"),
+    (
+        "Sales grew in Spain.|Dora visits a customer in Madrid.|Prices stay as they are.",
+        "spain dora prices",
+    ),
     ("The new hire starts in May.|Emil prepares the desk.|Training takes one week.", "may emil training"),
     ("The bridge sensor is broken.|Fay orders a spare part.|The road stays closed.", "sensor fay road"),
     ("We keep the small model on the phone.|Gus measures its speed.|The large one goes.", "phone gus model"),
