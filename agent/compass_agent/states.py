@@ -37,16 +37,41 @@ _LOOK_S = 0.02
 class _Cell:
     """What one operator keeps for one query."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while the operator runs."""
+    turn: threading.Condition = field(default_factory=threading.Condition)
+    """Guards ``busy`` and ``waiting``; the rest belongs to whose turn it is."""
+    busy: bool = False
+    """Whether the operator runs."""
+    waiting: list[tuple[int, int]] = field(default_factory=list)
+    """Stream and position of those who wait for their turn, the lowest of which is next."""
     state: State | None = None
     variant: str = ""
     stream: int = -1
     last: int = -1
     """Highest position of the stream that the state saw."""
 
+    @contextmanager
+    def taking_turns(self, stream: int, position: int, deadline: Deadline | None) -> Iterator[None]:
+        """Wait for one's turn, and keep it while the context lasts; a deadline may be given up meanwhile."""
+        who = stream, position
+        with self.turn:
+            self.waiting.append(who)
+            try:
+                while self.busy or who != min(self.waiting):
+                    self.turn.wait(_patience_s(deadline))
+                _patience_s(deadline)
+                self.busy = True
+            finally:
+                self.waiting.remove(who)
+                self.turn.notify_all()  # of those who still wait another one may be the next now
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.busy = False
+                self.turn.notify_all()
+
     def take(self, variant: str, stream: int, position: int) -> State:
-        """The state for one request; the lock is held."""
+        """The state for the request whose turn it is."""
         same = variant == self.variant
         if stream < self.stream or (stream == self.stream and position < self.last and not same):
             return State()
@@ -59,7 +84,7 @@ class _Cell:
         return self.state
 
     def spoil(self, state: State) -> None:
-        """Keep a state no longer, if it is the one that is kept; the lock is held."""
+        """Keep a state no longer, if it is the one that is kept."""
         if self.state is state:
             self.state = None
 
@@ -92,7 +117,8 @@ class RequestStates:
     def held(self, operator: str, variant: str, *, deadline: Deadline | None = None) -> Iterator[State]:
         """The operator's state, for this request alone as long as the context lasts.
 
-        Blocks while another request of the query runs the operator. An error inside drops the state.
+        Blocks while another request of the query runs the operator; of those who wait the earliest request
+        is next. An error inside drops the state.
 
         Args:
             operator: Its name.
@@ -103,7 +129,7 @@ class RequestStates:
             DeadlineError: The time is over, or nobody waits for the request any more.
         """
         cell = self._cells.of(operator)
-        with _locked(cell.lock, deadline):
+        with cell.taking_turns(self.stream, self.position, deadline):
             state = cell.take(variant, self.stream, self.position)
             try:
                 yield state
@@ -158,17 +184,13 @@ class StateBook:
             cells.keep(variants)
 
 
-@contextmanager
-def _locked(lock: threading.Lock, deadline: Deadline | None) -> Iterator[None]:
-    """Hold a lock, if it can be had in time; a deadline may also be given up meanwhile."""
+def _patience_s(deadline: Deadline | None) -> float | None:
+    """How long to wait before one looks at the deadline again.
+
+    Raises:
+        DeadlineError: It has passed, or was given up.
+    """
     if deadline is None:
-        lock.acquire()
-    else:
-        while not lock.acquire(timeout=min(_LOOK_S, max(0.0, deadline.remaining_s()))):
-            deadline.check()
-    try:
-        if deadline is not None:
-            deadline.check()
-        yield
-    finally:
-        lock.release()
+        return None
+    deadline.check()
+    return min(_LOOK_S, deadline.remaining_s())

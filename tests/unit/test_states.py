@@ -145,6 +145,29 @@ def test_calls_of_many_threads_come_one_at_a_time(book: StateBook) -> None:
     assert set(most) == {1}
 
 
+def test_of_those_who_wait_the_earliest_request_is_next(book: StateBook) -> None:
+    waiting = {position: Deadline(f"r{position}", 1e9) for position in (3, 1, 2)}
+    ran: list[int] = []
+
+    def run(position: int) -> None:
+        states = book.of(query="q", stream=1, position=position)
+        with states.held("track", "track", deadline=waiting[position]):
+            ran.append(position)
+
+    def others() -> int:
+        return len(book._queries["q"].of("track").waiting)
+
+    threads = []
+    with book.of(query="q", stream=1, position=0).held("track", "track"):
+        for position in waiting:
+            threads.append(_started(lambda position=position: run(position)))  # type: ignore[misc]
+            while others() < len(threads):
+                pass
+    for thread in threads:
+        thread.join()
+    assert ran == [1, 2, 3]
+
+
 def test_other_queries_do_not_wait(book: StateBook) -> None:
     first = book.of(query="q", stream=1, position=0)
     with first.held("track", "track"):
