@@ -50,6 +50,16 @@ def test_what_is_saved_comes_back_the_same(file: Path) -> None:
     assert load_accuracy(file) == TABLE
 
 
+def test_extra_metrics_come_back_and_are_checked(file: Path) -> None:
+    known = Accuracy(mean=0.5, standard_error=0.1, count=20)
+    table = dataclasses.replace(TABLE, others={"recall": {"shrink[side=320];find;read": known}})
+    save_accuracy(file, table)
+    assert load_accuracy(file) == table
+    edited(file, others={"recall": {"a": {"mean": 1.5, "standard_error": 0.0, "count": 1}}})
+    with pytest.raises(ProfileError, match=r"\[others\.recall\.a\]: a mean in"):
+        load_accuracy(file)
+
+
 def test_a_team_can_read_and_compare_it(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.endswith("}\n")

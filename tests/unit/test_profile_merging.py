@@ -54,6 +54,19 @@ def test_the_better_known_entry_of_every_config_is_kept() -> None:
         assert merged.disagreements == ()
 
 
+def test_of_extra_metrics_the_better_known_entries_are_kept() -> None:
+    one = table({"a": known(0.8)}, others={"recall": {"a": known(0.4, count=10), "b": known(0.5)}})
+    other = table(
+        {"a": known(0.8)}, others={"recall": {"a": known(0.6, count=30)}, "speed": {"a": known(1.0)}}
+    )
+    for order in ([("one", one), ("other", other)], [("other", other), ("one", one)]):
+        merged = merge_accuracy(order).table.others
+        assert merged == {
+            "recall": {"a": known(0.6, count=30), "b": known(0.5)},
+            "speed": {"a": known(1.0)},
+        }
+
+
 def test_provenance_names_its_sources_and_every_model() -> None:
     one = table(
         {"a": known(0.8)}, provenance={"machine": "x", "numpy": "1", "models": {"m": SHA_A, "n": SHA_B}}
