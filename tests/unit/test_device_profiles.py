@@ -14,6 +14,7 @@ from compass_shared.device_profile import Figure, find_device_profile, load_devi
 from compass_shared.errors import ConfigError
 from compass_shared.resources import data_folder
 from compass_shared.site import Tier
+from support.markdown import page, tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +166,25 @@ def test_the_page_counts_what_the_files_hold() -> None:
         assert slowdown == f"{profile.slowdowns()['default']:g}"
         assert cores == f"{profile.cores.value:g}"
         assert (int(read), int(judged)) == (derived.count(False), derived.count(True)), name
+
+
+def test_the_page_on_devices_shows_what_the_files_hold() -> None:
+    accelerators = ("onnx-cuda", "onnx-tensorrt", "onnx-coreml", "tflite-gpu")
+    shown = {row[0]: row[1:] for row in tables(page("devices.md"))[-1]}
+    assert shown.keys() == {f"[{name}](../device_profiles/{name}.toml)" for name in NAMES}
+    for name in NAMES:
+        profile = find_device_profile(name)
+        slowdowns = profile.slowdowns()
+        int8 = slowdowns.get("onnx-int8", slowdowns["default"])
+        assert shown[f"[{name}](../device_profiles/{name}.toml)"] == [
+            profile.tier.value,
+            f"{slowdowns['default']:.2f}",
+            f"{slowdowns['onnx-fp32']:.2f}, {int8:.2f}",
+            f"{profile.cores.value:g}",
+            f"{profile.memory_bytes.value / 1e9:.1f}",
+            ", ".join(profile.links),
+            ", ".join(f"`{each}`" for each in slowdowns if each in accelerators) or "-",
+        ], name
 
 
 def test_only_rented_and_owned_servers_charge_for_cores() -> None:
