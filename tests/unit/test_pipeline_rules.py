@@ -130,7 +130,12 @@ def test_everything_is_read(tmp_path: Path) -> None:
             "[endpoints] has no 'other'",
         ),
         ('model = "huge"', 'model = " "', "endpoints.large.model", "what the endpoint calls the model"),
-        ("[endpoints.large]", '[endpoints."La Rge"]', "endpoints.La Rge", "must match"),
+        (
+            "[endpoints.large]",
+            '[endpoints."La Rge"]\nmodel = "x"\n[endpoints.large]',
+            "endpoints.La Rge",
+            "must match",
+        ),
         ('name = "second"', 'name = "first"', "extra_metrics[0].name", "two metrics are called 'first'"),
         ('kind = "ratio"', 'kind = "sum"', "extra_metrics[0].kind", "'sum' is not one of mean, ratio"),
         ('[metric]\nname = "first"\nfunction = ".data:score"', "", "metric", "[metric] comes first"),
