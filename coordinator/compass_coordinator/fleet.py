@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from compass_coordinator.profiler.latency.completion import (
@@ -192,13 +192,15 @@ class Fleet:
             for query in self.queries.values()
             if (reason := self._not_plannable(query, online, profiles)) is not None
         }
+        queries = tuple(q for _, q in sorted(self.queries.items()) if q.name not in left_out)
         problem = Problem(
             pipelines=self.pipelines,
             sites={name: _site(name, state.hello) for name, state in online.items() if state.hello},
             links=self._links(online),
             profiles=profiles,
             accuracy=self.accuracy,
-            queries=tuple(q for _, q in sorted(self.queries.items()) if q.name not in left_out),
+            queries=queries,
+            reachable=self._reachable(queries),
         )
         return problem, left_out
 
@@ -279,6 +281,16 @@ class Fleet:
         state = self.agents.get(site)
         hello = state.hello if state is not None else None
         return self._devices.get(hello.device_profile or "") if hello is not None else None
+
+    def _reachable(self, queries: Sequence[Query]) -> dict[str, tuple[str, ...]]:
+        """What queries of workers may use besides their origin: where the worker itself found a way to.
+
+        The link that a device measured leads to a worker; back along it there is nobody to call.
+        """
+        workers = self.workers()
+        return {
+            query.name: tuple(self.agents[query.origin].links) for query in queries if query.origin in workers
+        }
 
     def _links(self, online: Mapping[str, AgentState]) -> dict[tuple[str, str], Link]:
         links: dict[tuple[str, str], Link] = {}

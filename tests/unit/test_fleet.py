@@ -103,6 +103,16 @@ def test_workers_are_who_is_online_and_has_an_address(fleet: Fleet) -> None:
     assert set(fleet.workers()) == {"edge"}
 
 
+def test_a_querys_worker_uses_itself_alone_where_it_found_no_way_to_others(fleet: Fleet) -> None:
+    joined(fleet, *TIERS)
+    ask(fleet, query_of("local"), query_of("nightly", origin="cloud"))
+    problem, _ = fleet.problem()
+    local, nightly = problem.queries
+    assert ("cloud", "phone") in problem.links, "the way back of what the phone measured"
+    assert problem.sites_for(nightly) == ("cloud",)
+    assert problem.sites_for(local) == ("phone", "cloud", "edge")
+
+
 # --- what was measured ----------------------------------------------------------------------------
 
 
