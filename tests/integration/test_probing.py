@@ -46,3 +46,18 @@ async def test_what_decides_is_measured_and_what_serves_is_learned_from(fleet: F
             lambda: coordinator.fleet.feedback.applied(profile) is not profile, "what serving took to be said"
         )
     assert coordinator.core.refused_messages == 0
+
+
+async def test_a_device_that_measures_nothing_is_planned_by_the_profile_it_names(fleet: FleetRig) -> None:
+    coordinator = await fleet.coordinator()
+    known = await fleet.device()
+    declare(known, query_of(known))
+    await until(planned_at(known, "phone"), "a plan of the one that measured")
+    measured = coordinator.fleet.agents["phone"].profiles["tiny"]
+    await fleet.stop(known)
+    await fleet.stop(coordinator)
+
+    await fleet.coordinator(references={"tiny": measured})
+    device = await fleet.device(name="newcomer", measure=Measure.NOTHING, device_profile="raspberry-pi-4")
+    declare(device, query_of(device, "q2"))
+    await until(planned_at(device, "newcomer", "q2"), "a plan from a device profile alone")

@@ -313,7 +313,7 @@ class FleetRig:
         return self.broker.transport(name, self.topics.for_agent(name), shell.will)
 
     async def coordinator(
-        self, client_id: str = "coordinator", *, state: str | None = None
+        self, client_id: str = "coordinator", *, state: str | None = None, **settings: Any
     ) -> CoordinatorShell:
         """Start a coordinator; without state it knows only what the fleet retains."""
         pipeline = load_pipeline(self.bundle)
@@ -324,6 +324,7 @@ class FleetRig:
             fleet=self.name,
             client_id=client_id,
             state_dir=None if state is None else self.folder / state,
+            **settings,
         )
         shell = CoordinatorShell(
             config, transport=self._coordinators_transport, on_notice=self._on_coordinators_notice
