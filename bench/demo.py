@@ -21,8 +21,9 @@ import msgspec
 import numpy as np
 
 from compass_coordinator.commands.files import ACCURACY_IN_BUNDLE, load_planned
+from compass_coordinator.demo.document import document_of
 from compass_coordinator.demo.options import DemoOptions
-from compass_coordinator.demo.run import DemoResult, PhaseResult, document_of, run_demo
+from compass_coordinator.demo.run import DemoResult, PhaseResult, run_demo
 from compass_coordinator.demo.scores import nearest_rank
 from compass_coordinator.measurements import load_measurements
 from compass_coordinator.what_if import problem_from
@@ -34,6 +35,7 @@ from compass_shared.query import Query
 from compass_shared.queueing import wait_at
 
 HERE = Path(__file__).resolve().parent
+PIPELINE = "read-text"
 BUNDLE = HERE.parent / "examples" / "read_text"
 RESULT = HERE / "results" / "demo.json"
 BOOTSTRAPS = 2000
@@ -54,9 +56,9 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="compass-bench-") as folder:
         options = DemoOptions(
-            bundle=BUNDLE,
+            bundles={PIPELINE: BUNDLE},
             fleet_file=args.fleet,
-            accuracy=BUNDLE / ACCURACY_IN_BUNDLE,
+            accuracy={PIPELINE: BUNDLE / ACCURACY_IN_BUNDLE},
             work=Path(folder),
             seconds=args.seconds,
             phases=("compass",),
@@ -90,7 +92,7 @@ def _show() -> Any:
 
 
 def _problem(options: DemoOptions) -> Problem:
-    pipelines, accuracy = load_planned([options.bundle], [options.accuracy])
+    pipelines, accuracy = load_planned(list(options.bundles.values()), list(options.accuracy.values()))
     measured = load_measurements(options.work / "measured.json")
     return problem_from(load_fleet(options.fleet_file), pipelines, [measured], accuracy)
 

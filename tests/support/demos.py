@@ -77,6 +77,76 @@ def tiny_options(folder: Path) -> list[str]:
     ]
 
 
+_SHARED_FLEET = """\
+schema = 1
+name = "shared-demo"
+
+[[agents]]
+name = "cloud"
+tier = "cloud"
+profile = "cloud-vcpu"
+emulate = true
+cores = 1
+
+[[agents]]
+name = "phone"
+tier = "device"
+profile = "phone-midrange"
+emulate = true
+cores = 1
+
+[[agents]]
+name = "laptop"
+tier = "device"
+profile = "laptop"
+emulate = true
+cores = 1
+
+[[queries]]
+name = "ask"
+origin = "phone"
+pipeline = "first"
+rate_hz = 5.0
+slo = { latency_p95_s = 2.0, accuracy = 0.9, cost_usd_per_1000 = 1.0 }
+
+[[queries]]
+name = "look"
+origin = "laptop"
+pipeline = "second"
+rate_hz = 4.0
+weight = 2.0
+slo = { latency_p95_s = 2.0, accuracy = 0.5, cost_usd_per_1000 = 1.0 }
+
+[[queries]]
+name = "nightly"
+origin = "cloud"
+pipeline = "second"
+rate_hz = 6.0
+slo = { latency_p95_s = 2.0, accuracy = 0.5, cost_usd_per_1000 = 1.0 }
+"""
+SPLIT = {"scale": "device", "classify": "cloud", "label": "cloud"}
+"""The fixed split of its first pipeline; the second has none."""
+
+
+def shared_options(folder: Path) -> list[str]:
+    """Options of a short demo of two pipelines, each on a device of its own, that share a worker.
+
+    One query of the second starts at the worker itself.
+    """
+    bundles = [write_tiny_bundle(folder, name=name) for name in ("first", "second")]
+    for bundle in bundles:
+        write_tiny_accuracy(bundle)
+    with (bundles[0] / "pipeline.toml").open("a") as file:
+        file.write("[fixed_split]\n" + "".join(f'{name} = "{tier}"\n' for name, tier in SPLIT.items()))
+    fleet = folder / "fleet.toml"
+    fleet.write_text(_SHARED_FLEET)
+    return [
+        *(word for bundle in bundles for word in ("--bundle", str(bundle))),
+        *("--fleet", str(fleet), "--check", "2", "--measure-seconds", "0.2"),
+        *("--cache", str(folder / "cache"), "--plain"),
+    ]
+
+
 class RunningDemo:
     """A demo in a process group of its own, as a shell starts it.
 

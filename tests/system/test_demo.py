@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from compass_agent.drive import arrivals
+from compass_agent.arrivals import arrivals
 from compass_shared.fleet_file import load_fleet
 from compass_shared.query import Query
 from compass_shared.transport import TransportEvent
 from support.brokers import Mosquitto
-from support.demos import running_demo, tiny_options
+from support.demos import SPLIT, running_demo, shared_options, tiny_options
 from support.fleets import BrokerProcess, retained_at, until
 
 pytestmark = [pytest.mark.system, pytest.mark.broker, pytest.mark.timeout(600)]
@@ -69,7 +69,7 @@ def check_requests(phase: Json, queries: tuple[Query, ...], seconds: float, seed
 
 
 def check_plans_were_followed(phase: Json) -> None:
-    """Operators ran where the plan said, and the workers saw the same calls as the devices."""
+    """Operators ran where the plan said, and the workers saw the same calls as the origins."""
     reported: Counter[tuple[str, str, str]] = Counter()
     given_up = set()
     for request in phase["requests"]:
@@ -84,8 +84,10 @@ def check_plans_were_followed(phase: Json) -> None:
             assert set(ran.values()) >= {request["query"].rpartition("-")[0]}
         if request["error"] is not None or request["attempts"] > 1:
             given_up.add(query)
+        origin = phase["planned"]["queries"][query]["query"]["origin"]
         for part in request["segments"]:
-            reported.update((part["site"], query, name) for name in part["operators"])
+            if part["site"] != origin:
+                reported.update((part["site"], query, name) for name in part["operators"])
     counted = {
         (site, query, operator): calls
         for site, by_query in phase["worker_calls"].items()
@@ -170,6 +172,29 @@ def test_the_demo_on_a_broker_of_ones_own_leaves_nothing_there(tmp_path: Path) -
     check_document(document, tmp_path / "fleet.toml", ["compass", "cloud"])
     assert document["phases"][1]["worker_calls"]["cloud"], "the policy offloads whatever it serves"
     assert set(left) == {others}
+
+
+def test_several_pipelines_share_a_fleet_and_a_query_starts_at_its_worker(tmp_path: Path) -> None:
+    options = [*shared_options(tmp_path), "--seconds", "2", "--policies", "compass,fixed"]
+    document = run_to_the_end(options, tmp_path)
+    check_document(document, tmp_path / "fleet.toml", ["compass", "fixed"])
+    pipelines = {query["name"]: query["pipeline"] for query in document["queries"]}
+    for phase in document["phases"]:
+        assert {name: row["pipeline"] for name, row in phase["queries"].items()} == pipelines
+        assert {name: total["sent"] for name, total in phase["pipelines"].items()} == {
+            pipeline: sum(row["sent"] for row in phase["queries"].values() if row["pipeline"] == pipeline)
+            for pipeline in ("first", "second")
+        }
+    compass, fixed = document["phases"]
+    assert set(compass["planned"]["queries"]["nightly"]["plan"]["placement"].values()) == {"cloud"}
+    assert compass["queries"]["nightly"]["answered"] == compass["queries"]["nightly"]["sent"] > 0
+    sites = {"device": "phone", "cloud": "cloud"}
+    assert fixed["planned"]["queries"]["ask"]["plan"]["placement"] == {
+        name: sites[tier] for name, tier in SPLIT.items()
+    }
+    assert fixed["planned"]["queries"]["look"]["plan"] is None, "its pipeline names no split"
+    (said,) = (line for line in (tmp_path / "demo.log").read_text().splitlines() if "fixed split of" in line)
+    assert said == "fixed split of first: device: scale | cloud: classify label"
 
 
 async def _retain(broker: BrokerProcess, topic: str) -> None:

@@ -11,9 +11,10 @@ import pytest
 from compass_coordinator.demo.accounting import accounting_problems
 
 PLANNED: Mapping[str, Any] = {
-    "near": {"plan": {"placement": {"find": "phone", "read": "phone"}}},
-    "far": {"plan": {"placement": {"find": "phone", "read": "cloud"}}},
-    "none": {"plan": None},
+    "near": {"query": {"origin": "phone"}, "plan": {"placement": {"find": "phone", "read": "phone"}}},
+    "far": {"query": {"origin": "phone"}, "plan": {"placement": {"find": "phone", "read": "cloud"}}},
+    "there": {"query": {"origin": "cloud"}, "plan": {"placement": {"find": "cloud", "read": "cloud"}}},
+    "none": {"query": {"origin": "phone"}, "plan": None},
 }
 
 
@@ -85,9 +86,9 @@ def test_a_request_that_was_given_up_may_have_run() -> None:
             2,
             "request 2 of none ran",
         ),
-        (SOUND, 1, "cloud counted 1 calls of read for far, devices 2"),
-        (SOUND, 3, "cloud counted 3 calls of read for far, devices 2"),
-        (SOUND, 0, "cloud counted 0 calls of read for far, devices 2"),
+        (SOUND, 1, "cloud counted 1 calls of read for far, its origin 2"),
+        (SOUND, 3, "cloud counted 3 calls of read for far, its origin 2"),
+        (SOUND, 0, "cloud counted 0 calls of read for far, its origin 2"),
     ],
 )
 def test_what_does_not_add_up_is_named(requests: list[dict[str, Any]], calls: int, said: str) -> None:
@@ -95,14 +96,19 @@ def test_what_does_not_add_up_is_named(requests: list[dict[str, Any]], calls: in
     assert any(said in problem for problem in problems), problems
 
 
-def test_calls_that_no_device_made_are_named() -> None:
+def test_what_a_worker_runs_for_a_query_of_its_own_is_no_call() -> None:
+    own = request("there", 0, segments=[{"site": "cloud", "operators": ["find", "read"]}])
+    assert accounting_problems([*SOUND, own], PLANNED, counted(read=2)) == []
+
+
+def test_calls_that_no_origin_made_are_named() -> None:
     calls = counted(read=2)
     calls["edge"]["near", "find"] = 1
     (problem,) = accounting_problems(SOUND, PLANNED, calls)
-    assert problem == "edge ran find for near 1 times, no device reported it"
+    assert problem == "edge ran find for near 1 times, its origin did not report it"
 
 
 def test_one_querys_late_answers_do_not_excuse_anothers_extra_calls() -> None:
     given_up = request("near", 2, error="DeadlineError", segments=[])
     (problem,) = accounting_problems([*SOUND, given_up], PLANNED, counted(read=3))
-    assert problem == "cloud counted 3 calls of read for far, devices 2"
+    assert problem == "cloud counted 3 calls of read for far, its origin 2"

@@ -16,6 +16,7 @@ from compass_coordinator.demo.scores import (
     phase_total,
     request_cost_usd,
     served,
+    totals_by_pipeline,
     unaccounted_s,
 )
 from compass_shared.query import Query, Slo
@@ -104,6 +105,17 @@ def test_a_query_in_numbers() -> None:
     assert row.unaccounted_s == pytest.approx(0.04)
 
 
+def test_a_clip_is_one_score_whatever_its_length() -> None:
+    clips = [("walk", 0.8, 10), ("run", 1.0, 20), ("walk", 0.6, 10)]
+    played = [(name, score) for name, score, length in clips for _ in range(length)]
+    requests = [answered(score=score, input=name, index=i) for i, (name, score) in enumerate(played)]
+    row = served(QUERY, [*reversed(requests), failed()], SITES, clips=True)
+    assert row.accuracy == pytest.approx(34 / 40), "the longer clip counts for more"
+    assert row.clips == 3
+    assert row.accuracy_se == pytest.approx(0.2 / math.sqrt(3))
+    assert served(QUERY, requests, SITES).clips is None
+
+
 @pytest.mark.parametrize(
     ("requests", "verdict"),
     [
@@ -145,6 +157,18 @@ def test_a_phase_in_one_line() -> None:
     assert (total.sent, total.answered, total.refused, total.failed) == (6, 4, 1, 1)
     assert total.good_per_s == pytest.approx(3 / 4), "two of the first, one of the second"
     assert total.cost_usd_per_hour == pytest.approx(3600 * 4 * (LOCAL_USD + REMOTE_USD) / 4)
+
+
+def test_each_pipeline_has_a_line_of_its_own_where_there_are_several() -> None:
+    other = Query(name="q2", origin="phone", pipeline="q", rate_hz=1.0, slo=QUERY.slo, weight=3.0)
+    rows = {"q1": served(QUERY, [answered()], SITES), "q2": served(other, [answered(), failed()], SITES)}
+    planned = {"q1": {"plan": {}}, "q2": {"plan": None}}
+    totals = totals_by_pipeline("compass", [QUERY, other], rows, planned, seconds=4.0)
+    assert {name: (total.sent, total.planned_goodput) for name, total in totals.items()} == {
+        "p": (1, 2.0),
+        "q": (2, 0),
+    }
+    assert totals_by_pipeline("compass", [QUERY], rows, planned, seconds=4.0) == {}
 
 
 def test_requests_without_quality_are_not_good_ones() -> None:

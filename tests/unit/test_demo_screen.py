@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from compass_coordinator.demo.scores import Served, Verdict
-from compass_coordinator.demo.screen import WIDE, query_table
+from compass_coordinator.demo.screen import WIDE, fixed_split_lines, hint, query_table, split_line
+from compass_shared.pipeline import Pipeline
 from compass_shared.query import Query, Slo
 
 QUERY = Query(
@@ -29,6 +31,7 @@ ROW = Served(
     latency_p95_s=1.038,
     accuracy=0.98,
     accuracy_se=0.01,
+    clips=None,
     cost_usd_per_1000=0.00019,
     verdict=Verdict.MET,
     in_time=26,
@@ -84,3 +87,36 @@ def test_a_refusal_shows_its_reason_and_no_figures() -> None:
         console.print(query_table("compass", [QUERY], planned, {"phone-1": ROW}, width=170))
     assert "refused: costs [too] much" in capture.get()
     assert "1500 | - | 1038" in capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 170])
+def test_queries_stand_below_their_pipelines_where_there_are_several(width: int) -> None:
+    own, other = replace(QUERY, pipeline="reading"), replace(QUERY, name="car-1", pipeline="driving")
+    planned = {**PLANNED, "queries": {**PLANNED["queries"], "car-1": PLANNED["queries"]["phone-1"]}}
+    rows = {"phone-1": ROW, "car-1": replace(ROW, query="car-1")}
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(query_table("fixed", [other, own], planned, rows, width=width))
+    shown = capture.get()
+    assert "a fixed split" in shown
+    places = [shown.index(word) for word in ("driving", "car-1", "reading", "phone-1")]
+    assert places == sorted(places)
+
+
+def test_a_fixed_split_is_said_by_tier_in_the_order_of_operators() -> None:
+    split = {"prepare": "device", "detect": "edge", "track": "device", "classify": "cloud"}
+    assert split_line(split) == "device: prepare track | edge: detect | cloud: classify"
+    fields: dict[str, Any] = {"version": "1", "description": "", "operators": (), "output": "x"}
+    pipelines = [Pipeline(name="none", **fields), Pipeline(name="some", fixed_split=split, **fields)]
+    assert fixed_split_lines(pipelines) == [f"fixed split of some: {split_line(split)}"]
+
+
+def test_the_hint_says_how_much_verdicts_rest_on() -> None:
+    few, idle = replace(ROW, sent=7), replace(ROW, sent=90, answered=0)
+    assert str(hint([{"a": ROW, "b": idle}, {"a": few}])).startswith(
+        "Verdicts rest on 7 to 26 requests a query:"
+    )
+    assert "requests a query, accuracies of streams on 3 to 3 clips:" in str(
+        hint([{"a": replace(ROW, clips=3)}])
+    )
+    assert hint([{"b": idle}]) is None

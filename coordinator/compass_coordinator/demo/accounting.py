@@ -1,4 +1,4 @@
-"""Cross-checks between what devices report and what workers counted: nothing lost, nothing elsewhere."""
+"""Cross-checks between what origins report and what workers counted: nothing lost, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mappi
 
     Args:
         requests: Every request event of the phase.
-        planned: Query -> decision with ``plan``.
+        planned: Query -> decision with ``plan`` and ``query``.
         counters: Worker -> how often it ran each (query, operator) during the phase.
 
     Returns:
         Sentences; empty when every request ended once, answered requests ran every operator where their plan
-        said, and workers counted the calls that devices made.
+        said, and workers counted the calls that origins made.
     """
     return [
         *_ended_once(requests),
         *_ran_as_planned(requests, planned),
-        *_counted(requests, counters),
+        *_counted(requests, counters, {name: said["query"]["origin"] for name, said in planned.items()}),
     ]
 
 
@@ -55,8 +55,10 @@ def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
     return problems
 
 
-def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[str]:
-    """Every segment that a device got from a worker was counted there.
+def _counted(
+    requests: Sequence[Json], counters: Mapping[str, Calls], origins: Mapping[str, str]
+) -> list[str]:
+    """Every segment that an origin got from another worker was counted there.
 
     For a query whose requests were given up or tried again a worker may have counted more: an answer that
     came after its request had ended is not in any trace.
@@ -64,7 +66,7 @@ def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[st
     reported: Counter[tuple[str, str, str]] = Counter()
     for request in requests:
         for segment in request.get("segments", ()):
-            if segment["site"] in counters:
+            if segment["site"] in counters and segment["site"] != origins[request["query"]]:
                 reported.update((segment["site"], request["query"], name) for name in segment["operators"])
     problems = []
     given_up = {
@@ -75,9 +77,11 @@ def _counted(requests: Sequence[Json], counters: Mapping[str, Calls]) -> list[st
     for (site, query, operator), calls in sorted(reported.items()):
         counted = counters[site].get((query, operator), 0)
         if counted < calls or (counted > calls and query not in given_up):
-            problems.append(f"{site} counted {counted} calls of {operator} for {query}, devices {calls}")
+            problems.append(f"{site} counted {counted} calls of {operator} for {query}, its origin {calls}")
     for site, calls_at in counters.items():
         for (query, operator), calls in calls_at.items():
             if calls and not reported[site, query, operator] and query not in given_up:
-                problems.append(f"{site} ran {operator} for {query} {calls} times, no device reported it")
+                problems.append(
+                    f"{site} ran {operator} for {query} {calls} times, its origin did not report it"
+                )
     return problems

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ from typing import Any
 import msgspec
 
 from compass_coordinator.commands.files import INPUTS_IN_BUNDLE
+from compass_coordinator.demo.agent_command import run_agent_command
 from compass_coordinator.demo.options import DemoOptions
 from compass_shared.errors import ProfileError
 from compass_shared.pipeline import Pipeline
-from compass_shared.pipeline_file import load_pipeline
 from compass_shared.profile import AccuracyTable
 from compass_shared.profile_file import load_accuracy
 
 CHECK_INPUTS = 6
 """Inputs that a live check looks at: the first ones of the split that the profile was measured on."""
+CHECK_PATIENCE_S = 30.0
+"""A live check that takes longer is given up: the demo is not about it."""
 AFRESH_INPUTS = 24
 """Inputs that ``--profile-now`` measures every config on."""
 SPLIT = "profiling"
@@ -36,48 +37,60 @@ class _InputsDocument(msgspec.Struct, frozen=True):
     inputs: list[_InputScores]
 
 
-async def check_accuracy(options: DemoOptions, count: int) -> list[Mapping[str, Any]]:
-    """Measure a few configs again and compare with the profile on the very same inputs.
+async def check_accuracy(options: DemoOptions, pipeline: str) -> list[Mapping[str, Any]] | str:
+    """Measure a few configs of a pipeline again and compare with its profile on the very same inputs.
 
     Args:
-        options: Names bundle and folders.
-        count: How many configs, spread over the range of accuracies.
+        options: Says how many configs, and names bundle and folders.
+        pipeline: Which one.
 
     Returns:
-        Rows with ``config``, ``inputs``, ``profile`` and ``now``.
+        Rows with ``pipeline``, ``config``, ``inputs``, ``profile`` and ``now``; or why there are none.
 
     Raises:
-        ProfileError: If the bundle keeps no scores per input, or measuring failed.
+        ProfileError: If measuring failed.
     """
-    known = _known_scores(options.bundle / INPUTS_IN_BUNDLE)
+    scores = options.bundles[pipeline] / INPUTS_IN_BUNDLE
+    if not scores.is_file():
+        return f"accuracies of {pipeline} are not checked: there are no scores of single inputs in {scores}"
+    known = _known_scores(scores)
     ranked = sorted(known.configs, key=lambda key: _mean(known, key, len(known.inputs)))
-    chosen = _spread(ranked, count)
-    table = options.work / "checked.json"
-    await _measure(options, chosen, CHECK_INPUTS, table)
+    chosen = _spread(ranked, options.check_configs)
+    table = options.work / f"checked-{pipeline}.json"
+    inputs = min(CHECK_INPUTS, len(known.inputs))
+    try:
+        await asyncio.wait_for(_measure(options, pipeline, chosen, inputs, table), CHECK_PATIENCE_S)
+    except asyncio.TimeoutError:
+        return f"accuracies of {pipeline} are not checked: that took longer than {CHECK_PATIENCE_S:g} s"
     now = load_accuracy(table)
     return [
         {
+            "pipeline": pipeline,
             "config": key,
-            "inputs": CHECK_INPUTS,
-            "profile": _mean(known, key, CHECK_INPUTS),
+            "inputs": inputs,
+            "profile": _mean(known, key, inputs),
             "now": now.configs[key].mean,
         }
         for key in chosen
     ]
 
 
-async def measure_afresh(options: DemoOptions, count: int, table: Path) -> None:
-    """Measure so many configs on fresh runs, and write an accuracy table of only these.
+async def measure_afresh(options: DemoOptions, pipeline: Pipeline) -> Path:
+    """Measure configs of a pipeline on fresh runs, and write an accuracy table of only these.
 
     Which ones are worth it is taken from the bundle's profile, their accuracies are not.
+
+    Returns:
+        The table.
 
     Raises:
         ProfileError: If measuring failed.
     """
-    pipeline = load_pipeline(options.bundle)
-    await _measure(
-        options, worth_measuring(pipeline, load_accuracy(options.accuracy), count), AFRESH_INPUTS, table
-    )
+    known = load_accuracy(options.accuracy[pipeline.name])
+    table = options.work / f"accuracy-{pipeline.name}.json"
+    chosen = worth_measuring(pipeline, known, options.profile_now)
+    await _measure(options, pipeline.name, chosen, AFRESH_INPUTS, table)
+    return table
 
 
 def worth_measuring(pipeline: Pipeline, known: AccuracyTable, count: int) -> list[str]:
@@ -113,37 +126,28 @@ def _spread(items: Sequence[str], count: int) -> list[str]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-async def _measure(options: DemoOptions, configs: Sequence[str], inputs: int, table: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "compass_agent", "accuracy", str(options.bundle)),
-        *("--split", SPLIT, "--limit", str(inputs), "--out", str(table)),
-        *(word for key in configs for word in ("--config", key)),
-        *([] if options.cache_root is None else ["--cache", str(options.cache_root)]),
-    ]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+async def _measure(
+    options: DemoOptions, pipeline: str, configs: Sequence[str], inputs: int, table: Path
+) -> None:
+    done = await run_agent_command(
+        [
+            *("accuracy", str(options.bundles[pipeline])),
+            *("--split", SPLIT, "--limit", str(inputs), "--out", str(table)),
+            *(word for key in configs for word in ("--config", key)),
+            *([] if options.cache_root is None else ["--cache", str(options.cache_root)]),
+        ]
     )
-    try:
-        _, errors = await process.communicate()
-    except asyncio.CancelledError:
-        process.terminate()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        tail = "\n".join(errors.decode(errors="replace").splitlines()[-5:])
-        raise ProfileError(f"measuring accuracy failed with exit code {process.returncode}:\n{tail}")
+    if done.code != 0:
+        raise ProfileError(
+            f"measuring the accuracy of {pipeline} failed with exit code {done.code}:\n{done.tail}"
+        )
 
 
 def _known_scores(path: Path) -> _InputsDocument:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_InputsDocument)
     except OSError as error:
-        raise ProfileError(
-            f"{path}: cannot be read: {error.strerror}; skip the check with --check 0"
-        ) from error
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}; --check 0 does without") from error
     except msgspec.MsgspecError as error:
         raise ProfileError(f"{path}: {error}") from error
 

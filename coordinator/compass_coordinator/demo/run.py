@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import platform
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -14,20 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from compass_coordinator.connecting import visiting
 from compass_coordinator.demo.accounting import Calls, accounting_problems
+from compass_coordinator.demo.agents import StageConfig
 from compass_coordinator.demo.broker import EmbeddedBroker
 from compass_coordinator.demo.children import Children
 from compass_coordinator.demo.clearing import clear_fleet
+from compass_coordinator.demo.downloads import fetch_models
 from compass_coordinator.demo.livecheck import check_accuracy, measure_afresh
 from compass_coordinator.demo.options import DemoOptions
-from compass_coordinator.demo.scores import PhaseTotal, Served, phase_total
+from compass_coordinator.demo.scores import PhaseTotal, Served, phase_total, totals_by_pipeline
 from compass_coordinator.demo.screen import rows_of
-from compass_coordinator.demo.stage import Stage, StageConfig, StageState
-from compass_shared import __version__
-from compass_shared.fleet_file import load_fleet, scaled
+from compass_coordinator.demo.stage import Stage
+from compass_coordinator.demo.state import StageState
+from compass_shared.errors import ConfigError
+from compass_shared.fleet_file import Fleet, load_fleet, scaled
+from compass_shared.model_cache import ModelCache, default_cache_dir
+from compass_shared.pipeline import Pipeline
+from compass_shared.pipeline_file import load_pipeline
 from compass_shared.query import Query
 
 Json = Mapping[str, Any]
@@ -41,6 +45,8 @@ class PhaseResult:
     planned: Json
     rows: Mapping[str, Served]
     total: PhaseTotal
+    by_pipeline: Mapping[str, PhaseTotal]
+    """Pipeline -> the same for its queries alone; only where the fleet has several pipelines."""
     requests: tuple[Json, ...]
     worker_calls: Mapping[str, Calls]
     """Worker -> how often it ran each (query, operator), as it counted itself."""
@@ -54,8 +60,11 @@ class DemoResult:
     """Everything that the demo found out."""
 
     options: DemoOptions
+    pipelines: Mapping[str, Pipeline]
     queries: tuple[Query, ...] = ()
     accuracy_checks: list[Json] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    """Why accuracies of a pipeline were not checked, a sentence each."""
     phases: list[PhaseResult] = field(default_factory=list)
     timings_s: dict[str, float] = field(default_factory=dict)
     """Step of the demo -> how long it took."""
@@ -73,18 +82,23 @@ async def run_demo(options: DemoOptions, show: OnState) -> DemoResult:
         ConfigError: If a file or option is wrong.
         TransportError: If a process ended or something took too long.
     """
+    pipelines = {name: load_pipeline(folder) for name, folder in options.bundles.items()}
     fleet = load_fleet(options.fleet_file)
     queries = scaled(fleet.queries, options.rate_factor)
     fleet = msgspec.structs.replace(fleet, queries=queries)
-    result = DemoResult(options=options, queries=queries)
-    accuracy = await _accuracy(options, result)
+    _check_origins(fleet, options.fleet_file)
+    result = DemoResult(options=options, pipelines=pipelines, queries=queries)
+    state = StageState(clips=_clips(pipelines))
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_shown(lambda: show(state, state.phase, queries)))
+        await _fetch(result, state)
+        accuracy = await _accuracy(result, state)
         broker, fleet_name = await _broker(options, fleet.name, stack)
         config = StageConfig(
             fleet=fleet,
             fleet_name=fleet_name,
             broker=broker,
-            bundle=options.bundle,
+            bundles=options.bundles,
             accuracy=accuracy,
             work=options.work,
             cache_root=options.cache_root,
@@ -92,12 +106,59 @@ async def run_demo(options: DemoOptions, show: OnState) -> DemoResult:
             measure_s=options.measure_s,
         )
         children = await stack.enter_async_context(Children(options.work / "logs"))
-        stage = Stage(config, children)
-        async with _shown(lambda: show(stage.state, stage.phase, queries)):
-            await _prepare(stage, options.phases[0], result)
-            for phase in options.phases:
-                result.phases.append(await _phase(stage, phase, options.seconds, result))
+        stage = Stage(config, children, state)
+        await _prepare(stage, options.phases[0], result)
+        for phase in options.phases:
+            result.phases.append(await _phase(stage, phase, options.seconds, result))
     return result
+
+
+def _clips(pipelines: Mapping[str, Pipeline]) -> frozenset[str]:
+    """Those whose inputs are clips."""
+    return frozenset(
+        name
+        for name, pipeline in pipelines.items()
+        if pipeline.inputs is not None and pipeline.inputs.sequences
+    )
+
+
+def _check_origins(fleet: Fleet, file: Path) -> None:
+    agents = {agent.name for agent in fleet.agents}
+    for query in fleet.queries:
+        if query.origin not in agents:
+            raise ConfigError(
+                f"query {query.name!r} starts at {query.origin!r}, which is none of the [[agents]]", file=file
+            )
+
+
+async def _fetch(result: DemoResult, state: StageState) -> None:
+    options = result.options
+
+    def tell(line: str) -> None:
+        state.stage = line
+
+    with _timed(result, "models"):
+        cache = ModelCache(options.cache_root or default_cache_dir(os.environ))
+        await fetch_models(options.bundles, result.pipelines, cache=cache, on_line=tell)
+
+
+async def _accuracy(result: DemoResult, state: StageState) -> Mapping[str, Path]:
+    """The accuracy tables to plan with: the bundles', checked live on a few configs, or fresh ones."""
+    options = result.options
+    with _timed(result, "accuracy"):
+        if options.profile_now:
+            state.stage = f"Measuring the accuracy of {options.profile_now} configs afresh"
+            return {
+                name: await measure_afresh(options, pipeline) for name, pipeline in result.pipelines.items()
+            }
+        for name in result.pipelines if options.check_configs else ():
+            state.stage = f"Checking the accuracy profile of {name} on a few configs"
+            found = await check_accuracy(options, name)
+            if isinstance(found, str):
+                result.unchecked.append(found)
+            else:
+                result.accuracy_checks.extend(found)
+    return options.accuracy
 
 
 async def _prepare(stage: Stage, policy: str, result: DemoResult) -> None:
@@ -114,7 +175,7 @@ async def _prepare(stage: Stage, policy: str, result: DemoResult) -> None:
 
 async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -> PhaseResult:
     state = stage.state
-    stage.phase = phase
+    state.phase = phase
     state.requests = []
     with _timed(result, f"{phase}: planning"):
         state.stage = f"{phase}: planning and assigning"
@@ -136,24 +197,13 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         planned=planned,
         rows=rows,
         total=phase_total(phase, stage.queries, rows, planned["queries"], seconds),
+        by_pipeline=totals_by_pipeline(phase, stage.queries, rows, planned["queries"], seconds),
         requests=requests,
         worker_calls=calls,
         overruns=sum(event["overruns"] for event in state.served.values())
         + sum(count.overruns for count in counted.values()),
         problems=tuple(accounting_problems(requests, planned["queries"], calls)),
     )
-
-
-async def _accuracy(options: DemoOptions, result: DemoResult) -> Path:
-    """The accuracy table to plan with: the bundle's, checked live on a few configs, or a fresh one."""
-    with _timed(result, "accuracy"):
-        if options.profile_now:
-            table = options.work / "accuracy.json"
-            await measure_afresh(options, options.profile_now, table)
-            return table
-        if options.check_configs:
-            result.accuracy_checks = await check_accuracy(options, options.check_configs)
-    return options.accuracy
 
 
 async def _broker(options: DemoOptions, name: str, stack: contextlib.AsyncExitStack) -> tuple[str, str]:
@@ -191,52 +241,3 @@ def _timed(result: DemoResult, step: str) -> Iterator[None]:
     started_s = time.monotonic()
     yield
     result.timings_s[step] = time.monotonic() - started_s
-
-
-def document_of(result: DemoResult) -> dict[str, Any]:
-    """The result as JSON, with the fleet file in it."""
-    options = result.options
-    return {
-        "schema": 1,
-        "kind": "demo",
-        "compass": __version__,
-        "python": platform.python_version(),
-        "machine": {
-            "machine": platform.machine(),
-            "cores": psutil.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-        },
-        "seconds": options.seconds,
-        "seed": options.seed,
-        "rate_factor": options.rate_factor,
-        "fleet_file": options.fleet_file.read_text(encoding="utf-8"),
-        "queries": msgspec.to_builtins(result.queries),
-        "links": result.links,
-        "accuracy_checks": result.accuracy_checks,
-        "timings_s": result.timings_s,
-        "phases": [
-            {
-                "phase": phase.phase,
-                "total": msgspec.to_builtins(phase.total),
-                "queries": {name: msgspec.to_builtins(row) for name, row in phase.rows.items()},
-                "planned": phase.planned,
-                "worker_calls": {name: _by_query(calls) for name, calls in phase.worker_calls.items()},
-                "overruns": phase.overruns,
-                "accounting_problems": list(phase.problems),
-                "requests": list(phase.requests),
-            }
-            for phase in result.phases
-        ],
-    }
-
-
-def _by_query(calls: Calls) -> dict[str, dict[str, int]]:
-    nested: dict[str, dict[str, int]] = {}
-    for (query, operator), count in sorted(calls.items()):
-        nested.setdefault(query, {})[operator] = count
-    return nested
-
-
-def write_document(path: Path, result: DemoResult) -> None:
-    """Write the result as JSON."""
-    path.write_text(json.dumps(document_of(result), indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,11 @@ class Served:
     latency_p95_s: float | None
     """Over all sent requests; None if a request that counts for it never got an answer."""
     accuracy: float | None
+    """Mean over the answered requests; each of a clip's requests counts with the score of the clip."""
     accuracy_se: float | None
+    """Its standard error, over requests or clips."""
+    clips: int | None
+    """Clips that were scored; None where every request has a score of its own."""
     cost_usd_per_1000: float | None
     verdict: Verdict
     in_time: int
@@ -95,8 +100,15 @@ def unaccounted_s(request: Json) -> float:
     return float(request["latency_s"]) - covered
 
 
-def served(query: Query, requests: Sequence[Json], sites: Json) -> Served:
-    """Sum up one query's requests of one phase."""
+def served(query: Query, requests: Sequence[Json], sites: Json, *, clips: bool = False) -> Served:
+    """Sum up one query's requests of one phase.
+
+    Args:
+        query: Which one.
+        requests: Its request events.
+        sites: Site -> its prices.
+        clips: Whether they were sent and scored clip by clip.
+    """
     answered = [r for r in requests if r.get("error") is None]
     refused = [r for r in requests if r.get("error") == "RefusedError" and "latency_s" not in r]
     failed = len(requests) - len(answered) - len(refused)
@@ -116,7 +128,8 @@ def served(query: Query, requests: Sequence[Json], sites: Json) -> Served:
         latencies_s=latencies,
         latency_p95_s=p95 if math.isfinite(p95) else None,
         accuracy=accuracy,
-        accuracy_se=_standard_error(scores),
+        accuracy_se=_standard_error(_clip_scores(answered) if clips else scores),
+        clips=len(_clip_scores(answered)) if clips else None,
         cost_usd_per_1000=cost,
         verdict=_verdict(query, requests, refused, p95, accuracy, cost),
         in_time=sum(latency <= query.slo.latency_p95_s for latency in latencies),
@@ -156,6 +169,27 @@ def phase_total(
     )
 
 
+def totals_by_pipeline(
+    phase: str, queries: Sequence[Query], rows: Mapping[str, Served], planned: Json, seconds: float
+) -> dict[str, PhaseTotal]:
+    """One line for the queries of each pipeline, in their order; nothing where there is but one pipeline."""
+    groups = by_pipeline(queries)
+    if len(groups) < 2:
+        return {}
+    return {
+        name: phase_total(phase, own, {query.name: rows[query.name] for query in own}, planned, seconds)
+        for name, own in groups.items()
+    }
+
+
+def by_pipeline(queries: Sequence[Query]) -> dict[str, list[Query]]:
+    """Pipeline -> its queries, both in the order in which they come."""
+    groups: dict[str, list[Query]] = {}
+    for query in queries:
+        groups.setdefault(query.pipeline, []).append(query)
+    return groups
+
+
 def _verdict(
     query: Query,
     requests: Sequence[Json],
@@ -185,6 +219,12 @@ def _kept_quality(query: Query, row: Served) -> bool:
         and row.accuracy >= query.slo.accuracy
         and row.cost_usd_per_1000 <= query.slo.cost_usd_per_1000
     )
+
+
+def _clip_scores(answered: Sequence[Json]) -> list[float]:
+    """One score for each stretch of requests that carry the same clip."""
+    in_order = sorted(answered, key=lambda request: int(request["index"]))
+    return [next(clip)["score"] for _, clip in itertools.groupby(in_order, lambda request: request["input"])]
 
 
 def _standard_error(values: Sequence[float]) -> float | None:

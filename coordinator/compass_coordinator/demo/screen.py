@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from compass_coordinator.demo.scores import PhaseTotal, Served, Verdict, served
-from compass_coordinator.demo.stage import StageState
+from compass_coordinator.demo.scores import PhaseTotal, Served, Verdict, by_pipeline, served
+from compass_coordinator.demo.state import StageState
+from compass_shared.pipeline import Pipeline
 from compass_shared.query import Query
 
 Json = Mapping[str, Any]
@@ -19,7 +20,12 @@ Json = Mapping[str, Any]
 WIDE = 140
 """Columns from which each query fits on a line or two."""
 
-PHASES = {"compass": "Compass", "device": "all on device", "cloud": "all in the cloud"}
+PHASES = {
+    "compass": "Compass",
+    "device": "all on device",
+    "cloud": "all in the cloud",
+    "fixed": "a fixed split",
+}
 
 
 def live(state: StageState, phase: str, queries: Sequence[Query], *, width: int) -> RenderableType:
@@ -39,7 +45,10 @@ def rows_of(queries: Sequence[Query], state: StageState) -> dict[str, Served]:
     assert state.planned is not None
     return {
         query.name: served(
-            query, [r for r in state.requests if r["query"] == query.name], state.planned["sites"]
+            query,
+            [request for request in state.requests if request["query"] == query.name],
+            state.planned["sites"],
+            clips=query.pipeline in state.clips,
         )
         for query in queries
     }
@@ -60,19 +69,25 @@ def query_table(
     emulated = sorted(site["emulated"] for site in planned["sites"].values() if site["emulated"])
     title = f"{PHASES.get(phase, phase)} - times are emulated: {', '.join(emulated)}" if emulated else phase
     table = _wide_table(title) if width >= WIDE else _narrow_table(title)
-    for query in queries:
-        decision, row = planned["queries"][query.name], rows[query.name]
-        plan = escape(decision["line"] or f"refused: {decision['refusal']}")
-        rate, verdict = f"{query.rate_hz:g}", _verdict(row.verdict)
-        figures = _figures(query, decision, row)
-        if width >= WIDE:
-            cells = (" | ".join(three) for three in figures)
-            table.add_row(query.name, rate, plan, *cells, str(row.sent), verdict)
-        else:
-            cells = ("\n".join(three) for three in figures)
-            names = "SLO\npredicted\nmeasured"
-            table.add_row(f"{query.name}\n{rate}/s, n = {row.sent}\n{verdict}", plan, names, *cells)
+    groups = by_pipeline(queries)
+    for pipeline, own in groups.items():
+        if len(groups) > 1:
+            table.add_section()
+            table.add_row(f"[bold]{pipeline}[/bold]")
+        for query in own:
+            cells = _cells(query, planned["queries"][query.name], rows[query.name], wide=width >= WIDE)
+            table.add_row(*cells)
     return table
+
+
+def _cells(query: Query, decision: Json, row: Served, *, wide: bool) -> tuple[str, ...]:
+    plan = escape(decision["line"] or f"refused: {decision['refusal']}")
+    rate, verdict = f"{query.rate_hz:g}", _verdict(row.verdict)
+    figures = _figures(query, decision, row)
+    if wide:
+        return (query.name, rate, plan, *(" | ".join(three) for three in figures), str(row.sent), verdict)
+    name = f"{query.name}\n{rate}/s, n = {row.sent}\n{verdict}"
+    return (name, plan, "SLO\npredicted\nmeasured", *("\n".join(three) for three in figures))
 
 
 def _wide_table(title: str) -> Table:
@@ -110,18 +125,40 @@ def _figures(query: Query, decision: Json, row: Served) -> tuple[tuple[str, str,
     )
 
 
-def total_table(totals: Sequence[PhaseTotal], all_weight: float, queries: int) -> RenderableType:
-    """One line a phase: planned and measured goodput side by side."""
+def total_table(
+    totals: Sequence[PhaseTotal],
+    queries: Sequence[Query],
+    pipelines: Mapping[str, Sequence[PhaseTotal]],
+) -> RenderableType:
+    """One line a phase: planned and measured goodput side by side.
+
+    Args:
+        totals: Of every phase.
+        queries: All queries.
+        pipelines: Pipeline -> the same for its queries alone, where there are several.
+    """
+    weight = sum(query.weight for query in queries)
     table = Table(
         title="Same queries, same inputs, all run for real (emulated devices)", title_justify="left"
     )
     table.add_column("")
-    table.add_column(f"goodput planned\n(weight of {all_weight:g})", justify="right")
-    table.add_column(f"goodput measured\n(weight of {all_weight:g})", justify="right")
-    table.add_column(f"queries planned | met\n(of {queries})", justify="right")
+    table.add_column(f"goodput planned\n(weight of {weight:g})", justify="right")
+    table.add_column(f"goodput measured\n(weight of {weight:g})", justify="right")
+    table.add_column(f"queries planned | met\n(of {len(queries)})", justify="right")
     table.add_column("good requests\nper second", justify="right")
     table.add_column("sent | answered |\nrefused | failed", justify="right")
     table.add_column("mUSD\nan hour", justify="right")
+    for name, own in by_pipeline(queries).items() if pipelines else ():
+        of = f"[bold]of {sum(query.weight for query in own):g}[/bold]"
+        table.add_row(f"[bold]{name}[/bold]", of, of, f"[bold]of {len(own)}[/bold]")
+        _add_totals(table, pipelines[name])
+    if pipelines:
+        table.add_row("[bold]all[/bold]")
+    _add_totals(table, totals)
+    return table
+
+
+def _add_totals(table: Table, totals: Sequence[PhaseTotal]) -> None:
     for total in totals:
         table.add_row(
             PHASES.get(total.phase, total.phase),
@@ -132,21 +169,57 @@ def total_table(totals: Sequence[PhaseTotal], all_weight: float, queries: int) -
             f"{total.sent} | {total.answered} | {total.refused} | {total.failed}",
             f"{1e3 * total.cost_usd_per_hour:.2f}",
         )
-    return table
+    table.add_section()
 
 
 def accuracy_table(checks: Sequence[Json]) -> RenderableType:
     """Configs measured again beside what the profile says of the same inputs."""
     table = Table(title="Accuracy profile, checked live on the same inputs", title_justify="left")
+    table.add_column("pipeline", no_wrap=True)
     table.add_column("config", ratio=1)
     table.add_column("inputs", justify="right")
     table.add_column("profile", justify="right")
     table.add_column("now", justify="right")
     for check in checks:
-        table.add_row(
-            escape(check["config"]), str(check["inputs"]), f"{check['profile']:.4f}", f"{check['now']:.4f}"
-        )
+        figures = (f"{check['profile']:.4f}", f"{check['now']:.4f}")
+        table.add_row(check["pipeline"], escape(check["config"]), str(check["inputs"]), *figures)
     return table
+
+
+def hint(phases: Sequence[Mapping[str, Served]]) -> str | None:
+    """How much the verdicts rest on, in words; None where nothing was answered.
+
+    Args:
+        phases: Of every phase, query -> what became of it.
+    """
+    answered = [row for rows in phases for row in rows.values() if row.answered]
+    if not answered:
+        return None
+    sent = [row.sent for row in answered]
+    clips = [row.clips for row in answered if row.clips is not None]
+    scored = f", accuracies of streams on {min(clips)} to {max(clips)} clips" if clips else ""
+    return (
+        f"Verdicts rest on {min(sent)} to {max(sent)} requests a query{scored}: "
+        "a p95 of so few is nearly the slowest one, and an accuracy can miss its SLO by chance. "
+        "--seconds takes more."
+    )
+
+
+def fixed_split_lines(pipelines: Iterable[Pipeline]) -> list[str]:
+    """The split that a practitioner would choose for each pipeline that names one."""
+    return [
+        f"fixed split of {pipeline.name}: {split_line(pipeline.fixed_split)}"
+        for pipeline in pipelines
+        if pipeline.fixed_split
+    ]
+
+
+def split_line(split: Mapping[str, str]) -> str:
+    """``device: prepare detect | edge: recognise``."""
+    tiers: dict[str, list[str]] = {}
+    for operator, tier in split.items():
+        tiers.setdefault(tier, []).append(operator)
+    return " | ".join(f"{tier}: {' '.join(operators)}" for tier, operators in tiers.items())
 
 
 def _three(

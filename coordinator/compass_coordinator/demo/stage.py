@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from compass_coordinator.demo.children import Children
-from compass_shared.device_profile import find_device_profile
-from compass_shared.errors import ConfigError, TransportError
-from compass_shared.fleet_file import AgentTable, Fleet
+from compass_coordinator.demo.agents import StageConfig, agent_options, cache_options, needed_bundles
+from compass_coordinator.demo.children import Child, Children
+from compass_coordinator.demo.state import StageState, WorkerCount
+from compass_shared.errors import TransportError
+from compass_shared.fleet_file import AgentTable
 from compass_shared.query import Query
 from compass_shared.site import Tier
 
@@ -29,89 +29,31 @@ AGENT = "compass_agent"
 COORDINATOR = "compass_coordinator"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageConfig:
-    """Settings of a demo's stage."""
-
-    fleet: Fleet
-    fleet_name: str
-    """Name used on the broker; differs from the file's where the broker is shared."""
-    broker: str
-    bundle: Path
-    accuracy: Path
-    work: Path
-    """Folder for state, logs and measurements."""
-    cache_root: Path | None
-    seed: int
-    split: str = "heldout"
-    measure_s: float = 20.0
-    timeout_s: float = 240.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerCount:
-    """What one worker counted since it started."""
-
-    calls: Counter[tuple[str, str]]
-    """(query, operator) -> how often it ran."""
-    overruns: int
-    """Emulated calls that took longer than they should have."""
-
-    def since(self, before: WorkerCount | None) -> WorkerCount:
-        """What it counted since an earlier look."""
-        if before is None:
-            return self
-        return WorkerCount(calls=self.calls - before.calls, overruns=self.overruns - before.overruns)
-
-
-@dataclass(slots=True)
-class StageState:
-    """What is known from events; the screen reads it."""
-
-    stage: str = ""
-    measuring: dict[str, str] = field(default_factory=dict)
-    """Agent -> how far its measuring is."""
-    measured: set[str] = field(default_factory=set)
-    linked: dict[str, set[str]] = field(default_factory=dict)
-    """Device -> workers whose link it measured."""
-    links: dict[str, Json] = field(default_factory=dict)
-    """Device -> its link reports."""
-    addresses: dict[str, str] = field(default_factory=dict)
-    """Worker -> data address."""
-    planned: Json | None = None
-    """The coordinator's last plan."""
-    assignments: dict[str, Json] = field(default_factory=dict)
-    """Query -> assignment that its device took."""
-    requests: list[Json] = field(default_factory=list)
-    """Of the phase that is being served."""
-    loaded: set[str] = field(default_factory=set)
-    """Devices that have their inputs."""
-    served: dict[str, Json] = field(default_factory=dict)
-    """Device -> its last "served" event."""
-    notes: list[str] = field(default_factory=list)
-
-
 class Stage:
     """Runs the processes and keeps what they say.
 
     Args:
         config: Settings.
         children: Where processes are started.
+        state: Where it is kept.
     """
 
-    def __init__(self, config: StageConfig, children: Children) -> None:
+    def __init__(self, config: StageConfig, children: Children, state: StageState) -> None:
         self.config = config
-        self.state = StageState()
-        self.phase = ""
-        """The phase that is prepared or served."""
+        self.state = state
         self._children = children
         self._changed = asyncio.Event()
-        self._devices: dict[str, Any] = {}
+        self._agents: dict[str, Child] = {}
 
     @property
     def queries(self) -> Sequence[Query]:
         """All queries of the fleet."""
         return self.config.fleet.queries
+
+    @property
+    def origins(self) -> set[str]:
+        """Agents that have queries, devices and workers alike: those that are driven."""
+        return {query.origin for query in self.queries}
 
     def on_event(self, child: str, event: Json) -> None:
         """Take one event of one child."""
@@ -131,7 +73,8 @@ class Stage:
             COORDINATOR,
             [
                 *("coordinator", "--broker", config.broker, "--fleet", config.fleet_name, "--events"),
-                *("--bundle", str(config.bundle), "--accuracy", str(config.accuracy)),
+                *(word for folder in config.bundles.values() for word in ("--bundle", str(folder))),
+                *(word for table in config.accuracy.values() for word in ("--accuracy", str(table))),
                 *("--policy", policy, "--state", str(config.work / "coordinator")),
                 *("--save-profiles", str(config.work / "measured.json")),
                 *self._cache_options(),
@@ -148,7 +91,7 @@ class Stage:
         workers = [agent for agent in self.config.fleet.agents if agent.tier is not Tier.DEVICE]
         for agent in workers:
             await self._start_agent(agent)
-        await self._until(lambda: {a.name for a in workers} <= self.state.measured, "measuring the workers")
+        await self._until(lambda: self._measured(workers), "measuring the workers")
 
     async def start_devices(self) -> None:
         """Start all devices and wait until they measured themselves and their links."""
@@ -156,36 +99,35 @@ class Stage:
         devices = [agent for agent in config.fleet.agents if agent.tier is Tier.DEVICE]
         workers = {agent.name for agent in config.fleet.agents if agent.tier is not Tier.DEVICE}
         for agent in devices:
-            self._devices[agent.name] = await self._start_agent(agent)
-        names = {agent.name for agent in devices}
+            await self._start_agent(agent)
         await self._until(
             lambda: (
-                names <= self.state.measured
-                and all(self.state.linked.get(name, set()) >= workers for name in names)
+                self._measured(devices)
+                and all(self.state.linked.get(agent.name, set()) >= workers for agent in devices)
             ),
             "measuring the devices and their links",
         )
 
     def declare(self, queries: Sequence[Query]) -> None:
-        """Let every device declare its queries."""
-        for name, device in self._devices.items():
+        """Let every origin declare its queries."""
+        for name in self.origins:
             own = [msgspec.to_builtins(query) for query in queries if query.origin == name]
-            device.send({"do": "declare", "queries": own, "split": self.config.split})
+            self._agents[name].send({"do": "declare", "queries": own, "split": self.config.split})
 
     async def planned(self) -> Json:
-        """Wait for a plan of everything, and until every device holds what it says."""
+        """Wait for a plan of everything, and until every origin holds what it says."""
         await self._until(
-            lambda: self.state.loaded >= set(self._devices) and self._all_in_force(), "planning and assigning"
+            lambda: self.state.loaded >= self.origins and self._all_in_force(), "planning and assigning"
         )
         assert self.state.planned is not None
         return self.state.planned
 
     async def serve(self, phase: str, seconds: float, *, rate_factor: float = 1.0) -> None:
-        """Let all devices send requests for a while, and wait until all of them ended."""
+        """Let all origins send requests for a while, and wait until all of them ended."""
         self.state.requests = []
         self.state.served = {}
-        for device in self._devices.values():
-            device.send(
+        for name in self.origins:
+            self._agents[name].send(
                 {
                     "do": "serve",
                     "phase": phase,
@@ -195,7 +137,7 @@ class Stage:
                     "rate_factor": rate_factor,
                 }
             )
-        await self._until(lambda: set(self.state.served) == set(self._devices), "serving", seconds + 60)
+        await self._until(lambda: set(self.state.served) == self.origins, "serving", seconds + 60)
 
     async def counters(self) -> dict[str, WorkerCount]:
         """What every worker counted so far."""
@@ -222,10 +164,10 @@ class Stage:
             self.state.addresses[child] = event["address"]
 
     def _on_measuring(self, child: str, event: Json) -> None:
-        self.state.measuring[child] = f"{event['settled']}/{event['variants']}"
+        self.state.measuring[child] = f"{event['pipeline']} {event['settled']}/{event['variants']}"
 
-    def _on_measured(self, child: str, _event: Json) -> None:
-        self.state.measured.add(child)
+    def _on_measured(self, child: str, event: Json) -> None:
+        self.state.measured.setdefault(child, set()).add(event["pipeline"])
         self.state.measuring.pop(child, None)
 
     def _on_links(self, child: str, event: Json) -> None:
@@ -260,6 +202,14 @@ class Stage:
 
     # --- helpers ----------------------------------------------------------------------------------
 
+    def _measured(self, agents: Sequence[AgentTable]) -> bool:
+        return all(
+            self.state.measured.get(agent.name, set()) >= set(self._bundles_of(agent)) for agent in agents
+        )
+
+    def _bundles_of(self, agent: AgentTable) -> Mapping[str, Path]:
+        return needed_bundles(agent, self.config.bundles, self.queries)
+
     def _all_in_force(self) -> bool:
         planned = self.state.planned
         if planned is None or planned["left_out"]:
@@ -282,55 +232,12 @@ class Stage:
             left_s = deadline_s - asyncio.get_running_loop().time()
             await self._children.until(self._changed, what, max(0.0, left_s))
 
-    async def _start_agent(self, agent: AgentTable) -> Any:
-        config = self.config
-        worker = agent.tier is not Tier.DEVICE
-        options = [
-            *("worker" if worker else "run", "--name", agent.name, "--fleet", config.fleet_name, "--drive"),
-            *("--broker", config.broker, "--bundle", str(config.bundle)),
-            *("--emulate" if agent.emulate else "--profile", agent.profile),
-            *("--measure-seconds", str(config.measure_s)),
-            *("--state", str(config.work / agent.name)),
-            *self._cache_options(),
-        ]
-        if worker:
-            options += ["--listen", "127.0.0.1:0", "--tier", agent.tier.value]
-        if agent.cores is not None:
-            options += ["--cores", str(int(agent.cores))]
-        if agent.utilisation_cap is not None:
-            options += ["--cap", str(agent.utilisation_cap)]
-        for option in shape_options(agent):
-            options += ["--shape", option]
-        return await self._children.start(agent.name, AGENT, options, self.on_event)
+    async def _start_agent(self, agent: AgentTable) -> None:
+        options = agent_options(agent, self.config, self._bundles_of(agent))
+        self._agents[agent.name] = await self._children.start(agent.name, AGENT, options, self.on_event)
 
     def _cache_options(self) -> list[str]:
-        return [] if self.config.cache_root is None else ["--cache", str(self.config.cache_root)]
-
-
-def shape_options(agent: AgentTable) -> list[str]:
-    """``--shape`` options of an agent: figures, or those of a link in its device profile.
-
-    Raises:
-        ConfigError: If the profile has no such link.
-    """
-    options = []
-    for tier, shape in agent.shape.items():
-        delay_s, up_bps, down_bps = shape.delay_s, shape.up_bps, shape.down_bps
-        if shape.link is not None:
-            profile = find_device_profile(agent.profile)
-            if shape.link not in profile.links:
-                known = ", ".join(profile.links) or "none"
-                raise ConfigError(
-                    f"device profile {profile.name!r} has no link {shape.link!r}; it has {known}"
-                )
-            figures = profile.links[shape.link]
-            delay_s, up_bps, down_bps = (
-                figures.rtt_s.value / 2,
-                figures.up_bps.value,
-                figures.down_bps.value,
-            )
-        options.append(f"{tier}={delay_s},{up_bps or 0},{down_bps or 0}")
-    return options
+        return cache_options(self.config.cache_root)
 
 
 def _same_plan(assignment: Json | None, decision: Json, epoch: int) -> bool:
