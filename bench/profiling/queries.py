@@ -41,6 +41,8 @@ KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "laptop": ("wifi", ("broadband",)),
 }
 """Device profile -> its link to an edge server, and those to the cloud."""
+CLASSES = ("default", "python", "onnx-fp32")
+"""Speed classes that are drawn: a profile that comes to know more, accelerators say, changes no query."""
 BANDWIDTH_REL_SD = 0.2
 RTT_REL_SD = 0.3
 UNLIMITED = Slo(latency_p95_s=math.inf, accuracy=0.0, cost_usd_per_1000=math.inf)
@@ -187,8 +189,8 @@ def _slowdowns(rng: Generator, profile: DeviceProfile, spread: float) -> dict[st
     """All classes of a machine are faster or slower together, and each a little on its own."""
     common = spread * rng.standard_normal()
     return {
-        name: value * math.exp(common + CLASS_SPREAD * rng.standard_normal())
-        for name, value in profile.slowdowns().items()
+        name: profile.slowdowns()[name] * math.exp(common + CLASS_SPREAD * rng.standard_normal())
+        for name in CLASSES
     }
 
 
