@@ -129,6 +129,12 @@ def load(split: str, assets: Mapping[str, Path]) -> list[Example]:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    cast = cast_of(split, assets)
+    return [clip(split, index, cast) for index in range(SPLITS[split].clips)]
+
+
+def cast_of(split: str, assets: Mapping[str, Path]) -> Cast:
+    """Who is in a split's clips, marked by the heaviest networks where nothing better is known."""
     part = SPLITS[split]
     runtime = open_runtime("tflite")
     models = {
@@ -138,12 +144,11 @@ def load(split: str, assets: Mapping[str, Path]) -> list[Example]:
         palm=models["palm"], hand=models["hand"], pose_detect=models["pose-detect"], pose=models["pose"]
     )
     photographed = [photographed_hand(assets[name], shown, networks) for name, shown in part.hands.items()]
-    cast = Cast(
+    return Cast(
         people=tuple(photographed_person(assets[name], box, networks) for name, box in part.people.items()),
         hands=(*photographed, *drawn_hands({name: SKINS[name] for name in part.skins})),
         photographed=len(photographed),
     )
-    return [clip(split, index, cast) for index in range(part.clips)]
 
 
 def clip(split: str, index: int, cast: Cast) -> Example:
@@ -268,14 +273,17 @@ def _truth(person: Person, hand: HandPicture, seen: Affine, placed: Affine) -> d
 
 
 def _inside(points: Floats) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = ((points >= 0) & (points < [WIDTH, HEIGHT])).all(axis=1)
-    return inside
+    return _between(points, np.zeros(2), np.array([WIDTH, HEIGHT]))
 
 
 def _covered(points: Floats, hand: Floats) -> NDArray[np.bool_]:
     """Which points are behind a hand, judged by the box around it."""
-    covered: NDArray[np.bool_] = ((points >= hand.min(axis=0)) & (points <= hand.max(axis=0))).all(axis=1)
-    return covered
+    return _between(points, hand.min(axis=0), hand.max(axis=0))
+
+
+def _between(points: Floats, low: Floats, high: Floats) -> NDArray[np.bool_]:
+    between: NDArray[np.bool_] = np.all([points >= low, points <= high], axis=(0, 2))
+    return between
 
 
 def _share(points: Floats) -> NDArray[np.float32]:
