@@ -1,9 +1,10 @@
 # Every target makes .venv and installs what it needs with pip; `make help` lists them.
-# Another interpreter: make test PYTHON=python3.12    Arguments: make demo ARGS="--seconds 30"
+# Another interpreter: make test PYTHON=python3.12    Arguments: make demo APP=driving ARGS="--seconds 30"
 
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+APP    ?= read-text
 
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --quiet --quiet
@@ -20,8 +21,8 @@ export OPENBLAS_NUM_THREADS ?= 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(DEMO) ## run the read-text fleet on this machine (ARGS="--seconds 30")
-	@$(BIN)/compass demo $(ARGS)
+demo: $(DEMO) ## run a whole fleet on this machine (APP=read-text, meeting, gaming, driving or mixed)
+	@$(BIN)/compass demo --app $(APP) $(ARGS)
 
 test: $(DEV) ## run all tests (ARGS="tests/unit -k codec")
 	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2)

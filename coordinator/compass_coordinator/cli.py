@@ -39,6 +39,7 @@ _EXAMPLES = """\
 examples:
   compass new tilt --model tilt.onnx --inputs pictures
   compass demo
+  compass demo --app driving
   compass demo --seconds 30 --json demo.json
   compass coordinator --broker mqtt://192.0.2.1 --bundle examples/read_text
   compass plan --pipeline examples/read_text --fleet examples/read_text/fleet.toml --profiles measured.json
