@@ -18,7 +18,7 @@ from compass_agent.measure.grid import InputResult, measure_input
 from compass_agent.measure.results_cache import result_of
 from compass_shared.errors import InferenceError, ProfileError, TransportError
 from compass_shared.pipeline import REQUEST, Config, Knobs, Metric, Operator, Pipeline, variant_key
-from compass_shared.values import Example, Value
+from compass_shared.values import Example, State, Value
 from support.agents import pipeline_of, python_operator
 
 EXAMPLE = Example("page-1", 1, 0, "clean")
@@ -40,7 +40,10 @@ class Runs:
         self._compute = compute
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def __call__(self, operator: Operator, inputs: Mapping[str, Value], knobs: Knobs) -> Value:
+    def __call__(
+        self, operator: Operator, inputs: Mapping[str, Value], knobs: Knobs, state: State | None = None
+    ) -> Value:
+        assert state is None, "none of these operators has any"
         value: Value = self.compute(operator, inputs, knobs)
         return value
 
