@@ -130,6 +130,9 @@ def test_the_fixed_split_is_one_site_of_each_tier() -> None:
     assert list(fixed(problem, from_worker)) == [
         {"op0": "edge-1", "op1": edge, "op2": edge} for edge in ("edge-1", "edge-0")
     ]
+    alone = replace(problem, reachable={query.name: ()})
+    assert list(fixed(alone, query)) == []
+    assert list(fixed(alone, replace(query, origin="cloud-0"))) == [dict.fromkeys(split, "cloud-0")]
 
 
 @pytest.mark.parametrize(

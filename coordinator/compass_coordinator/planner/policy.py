@@ -67,11 +67,15 @@ def fixed(problem: Problem, query: Query) -> Iterator[Placement]:
     ``device`` stands for the origin, whatever its tier; ``edge`` and ``cloud`` for one site of that tier, any
     that the query can use. Only the tiers are fixed: config and site are still chosen for each query, which
     no split by hand does, so this baseline is a generous one. Nothing for pipelines that declare no split.
+    A worker's own queries stay there as a whole where it can use no site of some tier.
     """
     pipeline = pipeline_of(problem, query)
     usable = problem.sites_for(query)
     tiers = sorted({tier for tier in pipeline.fixed_split.values() if tier != Tier.DEVICE.value})
     there = [[site for site in usable if problem.sites[site].tier.value == tier] for tier in tiers]
+    if not all(there) and problem.sites[query.origin].tier is not Tier.DEVICE:
+        yield from device_only(problem, query)
+        return
     for sites in itertools.product(*there) if pipeline.fixed_split else ():
         site_of = {Tier.DEVICE.value: query.origin, **dict(zip(tiers, sites, strict=True))}
         placement = {op.name: site_of[pipeline.fixed_split[op.name]] for op in pipeline.operators}
