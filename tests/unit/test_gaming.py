@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from compass_shared.fleet_file import load_fleet
+from compass_shared.pipeline_file import load_pipeline
 from compass_shared.values import State
 
 if TYPE_CHECKING:
@@ -75,6 +77,29 @@ def upright_hand(gesture: str = "open") -> NDArray[np.float32]:
     joints = drawn_hands.skeleton(gesture) * [55, -55, -55] + [112, 170, 0]
     landmarks: NDArray[np.float32] = joints.astype(np.float32)
     return landmarks
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_and_its_fleet_fit_together() -> None:
+    pipeline = load_pipeline(FOLDER)
+    assert pipeline.config_count() == 288
+    assert sum(1 for operator in pipeline.operators for _ in operator.variants()) == 19
+    assert {each.name for each in pipeline.operators if each.stateful} == {
+        *("palm", "hand", "pose-detect", "pose", "game")
+    }
+    assert pipeline.inputs is not None
+    assert dict(pipeline.inputs.splits) == {name: split.clips for name, split in clips.SPLITS.items()}
+    used = {name for split in clips.SPLITS.values() for name in (*split.people, *split.hands)}
+    assert used | {"palm", "hand", "pose-detect", "pose"} == set(pipeline.inputs.assets)
+    known = {each.name for each in pipeline.extra_metrics}
+    for each in (pipeline.metric, *pipeline.extra_metrics):
+        assert each is not None
+        assert callable(getattr(metric, each.function.partition(":")[2]))
+    queries = load_fleet(FOLDER / "fleet.toml").queries
+    assert {query.origin for query in queries} == {"phone", "headset", "laptop", "cloud"}
+    assert all(set(query.slo.metrics) <= known for query in queries)
 
 
 # --- detection ----------------------------------------------------------------------------------------------
