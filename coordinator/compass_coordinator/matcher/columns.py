@@ -181,7 +181,7 @@ class Queries:
             keys += divisible
         queries = replace(
             unsorted,
-            order=np.argsort(keys, kind="stable"),
+            order=unsorted._sorted(keys),
             oversize=False,
             divisible=divisible,
             any_oversize=any_oversize,
@@ -199,6 +199,30 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def _sorted(self, keys: NDArray[np.uint64]) -> Ints:
+        """The caller's indices in the order of their keys, and of equal keys in that of all the caller wrote.
+
+        Queries whose usable plans are alike may differ in plans that cannot be used. To the algorithms they
+        are the same, to the caller not: which of them is served must not depend on where they stand either.
+        """
+        order = np.argsort(keys, kind="stable")
+        same = np.diff(keys[order]) == 0
+        alike = np.sort(order[np.append(same, False) | np.append(False, same)]) if len(order) else order
+        if not alike.size:
+            return order
+        written = np.zeros(len(keys), np.uint64)
+        for start in range(0, len(alike), _BLOCK):
+            rows = alike[start : start + _BLOCK]
+            amounts, resources = self._amounts(rows)
+            columns = Columns(
+                values=self.problem.values[rows].T,
+                amounts=amounts,
+                resources=resources,
+                resource_count=len(self.problem.capacities),
+            )
+            written[rows] = _hashes(columns, self.problem.costs[rows])
+        return np.lexsort((written, keys))
 
     @property
     def entries(self) -> int:

@@ -12,6 +12,10 @@ from compass_coordinator.matcher.problem import Floats
 
 REFUSED = -1
 """Choice of a query that gets no plan."""
+BOUND_PRECISION = 1e-6
+"""Share by which the bound of ``match`` may exceed the least that any prices prove, the optimum with
+fractions, unless time runs out: cooling ends a few temperatures off the kink. With sparse demands, where many
+resources are scarce, it may be some 1e-5 more. It is never below that optimum."""
 
 
 class MatchStatus(Enum):
@@ -54,7 +58,7 @@ class MatchResult:
     prices: Floats
     """(resources,) >= 0, value per unit of demand; zeros where the bound does not come from prices."""
     bound: float
-    """No feasible choice has a larger value."""
+    """No feasible choice has a larger value. Close to the least such number, see ``BOUND_PRECISION``."""
     gap: float
     """``(bound - value) / bound``; 0 where the value is optimal."""
     status: MatchStatus
