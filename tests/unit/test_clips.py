@@ -19,7 +19,8 @@ from compass_agent.measure.clips import LOST, decode_clip, encode_clip, pack_fra
 from compass_agent.measure.grid import measure_input
 from compass_agent.measure.results_cache import ResultsCache
 from compass_agent.measure.session import MeasuringSession
-from compass_agent.measure.speed import MIN_TRIES, measure_speed
+from compass_agent.measure.speed import measure_speed
+from compass_agent.measure.turns import MIN_TRIES
 from compass_agent.measure.walk import Walk, request_of
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost

@@ -9,7 +9,8 @@ import pytest
 
 from compass_agent.measure.findings import brief_findings
 from compass_agent.measure.series import rested_ratio
-from compass_agent.measure.speed import MIN_TRIES, SpeedProgress
+from compass_agent.measure.speed import SpeedProgress
+from compass_agent.measure.turns import MIN_TRIES
 from compass_shared.errors import ConfigError, ProfileError
 from compass_shared.framing import framed_size
 from support.machines import LOADING_S, PAGES, VARIANTS, Machine

@@ -12,19 +12,17 @@ one clip are alike: no mean counts as known before it was tried on as many reque
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from compass_agent.measure.passes import Choice, Pass, Passes
+from compass_agent.measure.passes import Passes
 from compass_agent.measure.series import Hiccups, Sample, distribution, hiccups_of, rested_ratio
-from compass_agent.moments import Moments
+from compass_agent.measure.turns import Turns
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_shared.clock import Clock
@@ -35,11 +33,6 @@ from compass_shared.pipeline import Pipeline
 from compass_shared.profile import OperatorProfile, SiteProfile
 from compass_shared.values import Example
 
-MIN_TRIES = 4
-MIN_CLIPS = 2
-"""Clips' worth of requests before a mean may count as known."""
-SETTLED_REL_SE = 0.04
-"""A mean is known well enough when its standard error is this small beside it."""
 MAX_GAP_S = 2.0
 """A machine that idled for so long is as idle as it gets."""
 
@@ -84,30 +77,6 @@ class SpeedReport:
     gaps: Gaps | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
     """Variants without a figure: they failed on every input, or never got one -> why."""
-
-
-@dataclass(slots=True)
-class _Tried:
-    known: int = MIN_TRIES
-    """Tries before its mean may count as known."""
-    tries: int = 0
-    """Requests so far."""
-    times_s: Moments = field(default_factory=Moments)
-
-    @property
-    def often(self) -> bool:
-        """Whether it was tried on enough requests, whatever is known by then."""
-        return self.tries >= MIN_TRIES
-
-    @property
-    def settled(self) -> bool:
-        """Whether the mean is known well enough, or cannot be."""
-        if self.times_s.count == 0:
-            return self.often
-        if self.tries < self.known:
-            return False
-        error_s = math.sqrt(self.times_s.variance / self.times_s.count)
-        return error_s <= SETTLED_REL_SE * self.times_s.mean
 
 
 def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
@@ -165,11 +134,7 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
     passes = Passes(host, pipeline, examples, pace=pace, clock=clock, variants=variants, batch=batch)
     passes.warm_up(warm_up_runs)
     gap_s, busy_share = _gap(passes, rate_hz)
-    longest = max(len(passes.requests(at)) for at in range(len(examples)))
-    known = MIN_TRIES if longest == 1 else max(MIN_TRIES, MIN_CLIPS * longest)
-    table = {name: {key: _Tried(known=known) for key in keys} for name, keys in passes.choices.items()}
-    stateful = {operator.name for operator in passes.operators if operator.stateful}
-    everything = [tried for found in table.values() for tried in found.values()]
+    turns = Turns(passes, rng, longest=max(len(passes.requests(at)) for at in range(len(examples))))
     order = rng.sample(range(len(examples)), len(examples))
     samples: list[Sample] = []
     requests: list[int] = []
@@ -180,16 +145,16 @@ def measure_speed(  # noqa: PLR0913  # keyword-only, each a thing of its own
         waited_s += clock.now_s() - began_s
         example = order[(done - 1) % len(order)]
         requests += map(framed_size, passes.requests(example))
-        choices = _choices(table, stateful, len(passes.requests(example)), rng)
-        samples += _counted(passes.run(example, choices), table)
+        choices = turns.choices(len(passes.requests(example)))
+        ran = passes.run(example, choices)
+        turns.count(ran)
+        samples += ran.samples
         if gap_s > 0:
             samples += passes.run(example, choices, rest=partial(rest, gap_s)).samples
         spent_s = passes.elapsed_s - waited_s
-        reached = _reached(table)
-        settled = sum(tried.settled for tried in reached)
-        on_progress(SpeedProgress(passes=done, settled=settled, variants=len(everything), spent_s=spent_s))
-        often = all(tried.often for tried in reached)
-        if settled == len(reached) or (often and spent_s >= budget_s):
+        settled = turns.settled()
+        on_progress(SpeedProgress(passes=done, settled=settled, variants=turns.variants, spent_s=spent_s))
+        if turns.all_settled() or (turns.all_tried() and spent_s >= budget_s):
             break
     hiccups = hiccups_of(samples)
     profile = SiteProfile(
@@ -255,50 +220,6 @@ def _gap(passes: Passes, rate_hz: float | None) -> tuple[float, float | None]:
     first = passes.run(0, [{name: keys[0] for name, keys in passes.choices.items()}] * requests)
     busy_s = sum(sample.lasted_s for sample in first.samples) / requests
     return min(MAX_GAP_S, max(0.0, 1 / rate_hz - busy_s)), min(1.0, rate_hz * busy_s)
-
-
-def _counted(done: Pass, table: Mapping[str, Mapping[str, _Tried]]) -> tuple[Sample, ...]:
-    tried = {key: found for variants in table.values() for key, found in variants.items()}
-    for key in done.failed:
-        tried[key].tries += 1
-    for sample in done.samples:
-        tried[sample.variant].tries += 1
-        tried[sample.variant].times_s.add(sample.lasted_s)
-    return done.samples
-
-
-def _reached(table: Mapping[str, Mapping[str, _Tried]]) -> list[_Tried]:
-    """All variants, but of the operators after one all of whose variants always fail: they are never run."""
-    found: list[_Tried] = []
-    for variants in table.values():
-        found += variants.values()
-        if all(tried.often and not tried.times_s.count for tried in variants.values()):
-            break
-    return found
-
-
-def _choices(
-    table: Mapping[str, Mapping[str, _Tried]], stateful: Collection[str], requests: int, rng: random.Random
-) -> list[Choice]:
-    """Variants for the requests of one pass."""
-    coming: Counter[str] = Counter()
-    held: dict[str, str] = {}
-    choices: list[Choice] = []
-    for _ in range(requests):
-        choice = {name: held.get(name) or _next_variant(tried, coming, rng) for name, tried in table.items()}
-        held.update((name, choice[name]) for name in stateful)
-        coming.update(choice.values())
-        choices.append(choice)
-    return choices
-
-
-def _next_variant(variants: Mapping[str, _Tried], coming: Counter[str], rng: random.Random) -> str:
-    """The least tried of those that are not settled; when all are, any that did not always fail."""
-    open_ones = [key for key, tried in variants.items() if not tried.settled]
-    open_ones = open_ones or [key for key, tried in variants.items() if tried.times_s.count] or list(variants)
-    tries = {key: variants[key].tries + coming[key] for key in open_ones}
-    fewest = min(tries.values())
-    return rng.choice([key for key in open_ones if tries[key] == fewest])
 
 
 def _profile(
