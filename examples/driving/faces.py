@@ -1,4 +1,4 @@
-"""Faces: found by BlazeFace in two squares of the frame, then made unrecognisable.
+"""Faces: found by BlazeFace in several squares of the frame, then made unrecognisable.
 
 Anchors and decoding follow the published parameters of BlazeFace (Bazarevsky et al., 2019): anchors are
 points of one or two grids, boxes are relative to them, and the input's side is their unit.
@@ -6,12 +6,14 @@ points of one or two grids, boxes are relative to them, and the input's side is 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from .camera import HEIGHT, HORIZON_PX
 from .detector import iou
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ GRIDS = {128: ((16, 2), (8, 6)), 192: ((48, 1),)}
 """Side of the model's input -> (cells a side, anchors a cell) of its grids."""
 THRESHOLD = 0.5
 MAX_OVERLAP = 0.3
+BAND = 2 / 3
+"""Heads are near the horizon: a row of squares there, this high in heights of the frame, finds small ones."""
 MARGIN = 0.15
 """How far beyond a face is blurred, in sides of its box."""
 BLOCKS = 6
@@ -33,25 +37,35 @@ def find_faces(image: Image.Image, model: Model, side: int) -> NDArray[np.float3
     """Boxes of faces.
 
     Args:
-        image: The frame; wider than high.
+        image: The frame, at least as wide as high.
         model: BlazeFace.
         side: Of its input, in pixels.
 
     Returns:
         ``(n, 4)``: left, top, right, bottom in sides of the frame.
     """
-    height = min(image.height, image.width)
     found, scores = [np.zeros((0, 4))], [np.zeros(0)]
-    for left in sorted({0, image.width - height}):
-        square = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, 0, left + height, height))
+    for left, top, length in squares(*image.size):
+        place = (left, top, left + length, top + length)
+        square = image.resize((side, side), Image.Resampling.BILINEAR, box=place)
         pixels = np.asarray(square, np.float32)[None] / np.float32(127.5) - np.float32(1)
         outputs = model.run({model.input_names[0]: pixels}).values()
         code, logit = sorted((np.asarray(one)[0] for one in outputs), key=lambda one: -one.shape[-1])
         box, score = decoded(code, logit[:, 0], side)
-        found.append((box * height + np.array([left, 0, left, 0])) / np.tile(image.size, 2))
+        found.append((box * length + np.tile((left, top), 2)) / np.tile(image.size, 2))
         scores.append(score)
     boxes = _without_repeats(np.concatenate(found), np.concatenate(scores))
     return boxes.clip(0, 1).astype(np.float32)
+
+
+def squares(width: int, height: int) -> list[tuple[float, float, float]]:
+    """Left, top and side of the squares of a frame that are looked at, in its pixels."""
+    whole = min(width, height)
+    small = BAND * whole
+    top = max(0.0, min(height - small, height * HORIZON_PX / HEIGHT - small / 2))
+    steps = max(1, math.ceil(width / small))
+    band = [((width - small) * step / max(1, steps - 1), top, small) for step in range(steps)]
+    return [(left, 0.0, float(whole)) for left in sorted({0.0, float(width - whole)})] + band
 
 
 def blurred(frame: NDArray[np.uint8], boxes: NDArray[np.floating]) -> NDArray[np.uint8]:

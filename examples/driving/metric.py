@@ -44,7 +44,7 @@ def boxes_f1(outputs: Sequence[object], truths: Sequence[object]) -> float:
 def risk_accuracy(outputs: Sequence[object], truths: Sequence[object]) -> tuple[float, float]:
     """Flags that are right, of all things there and all false alarms.
 
-    What was not found is not flagged; a flag on nothing is wrong. Frames whose risks are unknown do not count.
+    What was not found is not flagged; a flag on nothing is wrong. Frames without known risks do not count.
     """
     right = total = 0
     for frame in _frames(outputs, truths):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from compass_shared.values import KnobValue, Model, State, Value
 
-    Inputs = Mapping[str, Value]
+    Inputs = Mapping[str, Any]
     Knobs = Mapping[str, KnobValue]
     Frame = NDArray[np.uint8]
 
@@ -45,7 +45,12 @@ DETECTOR_SIDE = 300
 THRESHOLD = 0.3
 TILES = {
     "whole": ((0.0, 0.0, 1.0, 1.0),),
-    "2x2": ((0.0, 0.0, 0.58, 0.58), (0.42, 0.0, 1.0, 0.58), (0.0, 0.42, 0.58, 1.0), (0.42, 0.42, 1.0, 1.0)),
+    "2x2": (
+        (0.0, 0.0, 0.58, 0.58),
+        (0.42, 0.0, 1.0, 0.58),
+        (0.0, 0.42, 0.58, 1.0),
+        (0.42, 0.42, 1.0, 1.0),
+    ),
 }
 FACE_SIDES = {"face-short": 128, "face-full": 192}
 GREY_WIDTH = 320
@@ -97,7 +102,8 @@ def detect(inputs: Inputs, knobs: Knobs, model: Model | None, state: State) -> V
     groups = _groups(model.assets["labels"])
     parts = []
     for tile in TILES[str(knobs["tiles"])]:
-        box = tuple(side * length for side, length in zip(tile, (*image.size, *image.size), strict=True))
+        left, top, right, bottom = tile
+        box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
         size = (DETECTOR_SIDE, DETECTOR_SIDE)
         pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
         outputs = model.run({model.input_names[0]: pixels[None] / np.float32(127.5) - np.float32(1)}).values()

@@ -70,4 +70,5 @@ def _within(boxes: NDArray[np.float64], window: tuple[float, ...]) -> NDArray[np
     moved = (boxes - np.tile(low, 2)) / np.tile(size, 2)
     cut = moved.clip(0, 1)
     whole, seen = (np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (moved, cut))
-    return cut[seen > MIN_SHARE_SEEN * whole].astype(np.float32)
+    kept: NDArray[np.float32] = cut[seen > MIN_SHARE_SEEN * whole].astype(np.float32)
+    return kept

@@ -34,6 +34,8 @@ FRAMES = 8
 MIN_SHARE_SEEN = 0.5
 """Of a thing, for it to count as there."""
 MIN_HEIGHT_PX = 16
+MIN_FACE_PX = 20
+"""Nobody is recognised by a face that is smaller."""
 NEAREST_M = 3.0
 JPEG_QUALITY = 92
 
@@ -224,15 +226,21 @@ def _seen(
         return None
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
-    face = None
-    if actor.thing.face is not None:
-        face = np.array(actor.thing.face) * np.tile(place[2:], 2) + np.tile(place[:2], 2)
-        inside = np.round(face).astype(int).clip(0)
-        if mask[inside[1] : inside[3], inside[0] : inside[2]].sum() < MIN_SHARE_SEEN * np.prod(
-            face[2:] - face[:2]
-        ):
-            face = None
-    return Seen(actor, number, x, z, box, face)
+    return Seen(actor, number, x, z, box, _face(actor.thing, mask, place))
+
+
+def _face(thing: Cutout, mask: NDArray[np.bool_], place: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Its face in pixels, if it can be seen and is large enough that somebody might be recognised."""
+    if thing.face is None:
+        return None
+    face: NDArray[np.float64] = np.array(thing.face) * np.tile(place[2:], 2) + np.tile(place[:2], 2)
+    left, top, right, bottom = np.round(face).astype(int).clip(0).tolist()
+    shown = mask[top:bottom, left:right].sum()
+    return (
+        face
+        if bottom - top >= MIN_FACE_PX and shown >= MIN_SHARE_SEEN * (right - left) * (bottom - top)
+        else None
+    )
 
 
 def _truth(seen: list[Seen]) -> Value:

@@ -179,7 +179,8 @@ def sampled(grey: NDArray[np.float32], box: Floats, side: int) -> NDArray[np.flo
 def normalised(patch: NDArray[np.float32]) -> NDArray[np.float32]:
     """Without its mean, of unit spread."""
     centred: NDArray[np.float32] = patch - patch.mean()
-    return centred / np.float32(max(float(centred.std()), 1e-3))
+    centred /= np.float32(max(float(centred.std()), 1e-3))
+    return centred
 
 
 def grown(box: Floats, factor: float) -> Floats:

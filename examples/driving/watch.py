@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Seen:
 
         What comes nearer grows as its distance shrinks: the slope of the logarithm of its height.
         """
-        if len(self.frames) < 3:  # noqa: PLR2004
+        if len(self.frames) < 3:
             return 0.0
         time = np.array(self.frames, np.float64)
         time -= time.mean()
@@ -54,7 +54,7 @@ class Watch:
     seen: dict[int, Seen] = field(default_factory=dict)
 
     def advance(
-        self, tracks: Mapping[str, Value], looks: Iterable[Mapping[str, Value]], frames: int = 1
+        self, tracks: Mapping[str, Any], looks: Iterable[Mapping[str, Any]], frames: int = 1
     ) -> dict[str, Value]:
         """Take in the next frame.
 
