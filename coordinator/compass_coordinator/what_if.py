@@ -85,9 +85,10 @@ def _profiles(
 ) -> Iterator[tuple[tuple[str, str], SiteProfile]]:
     classes = _speed_classes(pipeline)
     kinds: dict[str, _Kind] = {}
+    named = {described.kind for described in fleet.sites}
     for document in measured:
         for kind in document.works():
-            if kind.pipeline == pipeline.name:
+            if kind.kind in named and kind.pipeline == pipeline.name:
                 _check_work(kind, f"kind {kind.kind!r}", pipeline, classes)
                 kinds[kind.kind] = _Kind(kind, operators_of(kind.operators, classes))
     sites = {profile.site: profile for profile in site_profiles(pipeline, measured)}
@@ -189,7 +190,8 @@ def _check_profiled(
     measured: Sequence[MeasurementsDocument],
 ) -> None:
     """A described site that could run nothing is a slip of the pen; an agent may just not be measured yet."""
-    known = sorted({kind.kind for document in measured for kind in document.works()})
+    own = {described.site.name for described in fleet.sites}
+    known = sorted({kind.kind for document in measured for kind in document.works()} - own)
     listed = ", ".join(known) or "none"
     profiled = {site for site, _ in profiles}
     for described in fleet.sites:

@@ -166,7 +166,7 @@ def test_links_of_the_fleet_take_the_place_of_measured_ones(bundle: Path) -> Non
     [
         ('count = 2\ntier = "edge"\nkind = "core"', 'count = 2\ntier = "edge"\nkind = "cpu"', ConfigError,
          "site 'edge-1': the profiles have no kind 'cpu'; they have core"),
-        ('name = "attic"', 'name = "cellar"', ConfigError, "give it a kind of theirs (core)"),
+        ('name = "attic"', 'name = "cellar"', ConfigError, "give it a kind of theirs (attic, core)"),
         ('to = "edge-*"', 'to = "edge-1"', ConfigError, "'phone-2' reaches 'edge-2', but neither"),
     ],
 )  # fmt: skip
