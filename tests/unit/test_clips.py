@@ -286,7 +286,10 @@ def test_a_device_is_timed_request_by_request_with_state(bundle: Bundle, store: 
     for stride, samples in by_stride.items():
         looked = [sample.work[1] for sample in samples if sample.output_bytes > nothing]
         assert looked == [place for place in range(FRAMES) if place % stride == 0] * (len(samples) // FRAMES)
-    square = found["square[fast=false]"]
+    square, fast = found["square[fast=false]"], found["square[fast=true]"]
+    assert (square.items_mean, square.items_var) == (fast.items_mean, fast.items_var), "what there was to do"
+    counts = [sample.items for sample in report.samples if sample.items is not None]
+    assert square.items_mean == pytest.approx(sum(counts) / len(counts))
     assert square.items_mean is not None
     assert square.items_var > 0
     assert 4e-4 * 0.5 < square.item_s < square.mean_s

@@ -30,7 +30,7 @@ from compass_shared.errors import ProfileError
 from compass_shared.framing import framed_size
 from compass_shared.items import items_of
 from compass_shared.pipeline import Pipeline
-from compass_shared.profile import OperatorProfile, SiteProfile
+from compass_shared.profile import OperatorProfile, SiteProfile, at_items
 from compass_shared.values import Example
 
 MAX_GAP_S = 2.0
@@ -194,15 +194,27 @@ def profiles_of(
         by_variant.setdefault(sample.variant, []).append(sample)
     if not passes.wanted & by_variant.keys():
         raise ProfileError(f"{min(passes.wanted)} failed on every input it was measured with")
-    return {
-        key: replace(
-            _profile(key, by_variant[key], hiccups, busy_share),
-            memory_bytes=float(passes.memory_bytes.get(key, 0)),
-        )
-        for keys in passes.choices.values()
-        for key in keys
-        if key in by_variant
-    }
+    profiles: dict[str, OperatorProfile] = {}
+    for keys in passes.choices.values():
+        found = {key: by_variant[key] for key in keys if key in by_variant}
+        shared = _shared_items([sample for own in found.values() for sample in own])
+        for key, own in found.items():
+            profile = _profile(key, own, hiccups, busy_share)
+            memory_bytes = float(passes.memory_bytes.get(key, 0))
+            profiles[key] = replace(
+                profile if shared is None else at_items(profile, *shared), memory_bytes=memory_bytes
+            )
+    return profiles
+
+
+def _shared_items(samples: Sequence[Sample]) -> tuple[float, float] | None:
+    """Mean and variance of the items that an operator was given, None if it is no fan-out.
+
+    They are what there was upstream, whichever variant took its turn: the few calls of one were given more,
+    or fewer, by chance.
+    """
+    counts = [sample.items for sample in samples if sample.items is not None]
+    return (float(np.mean(counts)), _variance(counts)) if counts else None
 
 
 def without_figures(passes: Passes, profile: SiteProfile) -> dict[str, str]:
