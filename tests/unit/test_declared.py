@@ -130,8 +130,12 @@ def test_the_fixed_split_is_one_site_of_each_tier() -> None:
     assert list(fixed(problem, from_worker)) == [
         {"op0": "edge-1", "op1": edge, "op2": edge} for edge in ("edge-1", "edge-0")
     ]
-    alone = replace(problem, reachable={query.name: ()})
+    alone = replace(
+        problem, reachable={query.name: ()}, queries=(replace(query, origin="cloud-0", slo=LOOSE),)
+    )
     assert list(fixed(alone, query)) == []
+    for fleet in _plan_both(alone, fixed):
+        assert dict(fleet.plans[query.name].placement) == dict.fromkeys(split, "cloud-0")
     assert list(fixed(alone, replace(query, origin="cloud-0"))) == [dict.fromkeys(split, "cloud-0")]
 
 

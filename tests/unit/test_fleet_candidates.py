@@ -146,7 +146,7 @@ def test_an_overloaded_site_is_avoided() -> None:
 def test_a_policy_restricts_placements_by_tier() -> None:
     problem = _loose(_fleet(edges=2), 2)
 
-    def cloud_only(templates: Templates, tiers: tuple[Tier, ...]) -> np.ndarray:
+    def cloud_only(templates: Templates, tiers: tuple[Tier, ...], _reach: frozenset[Tier]) -> np.ndarray:
         roles = np.array([tier is Tier.CLOUD for tier in tiers])
         return np.asarray(roles[templates.placement].all(axis=1))
 

@@ -26,11 +26,13 @@ class AllowedBy:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __call__(self, templates: Templates, tiers: tuple[Tier, ...]) -> NDArray[np.bool_]:
-        """(n,) whether the policy allows a template when its roles have these tiers."""
+    def __call__(
+        self, templates: Templates, tiers: tuple[Tier, ...], reach: frozenset[Tier]
+    ) -> NDArray[np.bool_]:
+        """(n,) whether the policy allows a template when its roles and what is in reach have these tiers."""
         if self._policy is anywhere:
             return np.ones(len(templates), dtype=np.bool_)
-        problem = _problem_of_roles(templates.pipeline, tiers)
+        problem = _problem_of_roles(templates.pipeline, tiers, reach)
         names = [operator.name for operator in templates.pipeline.operators]
         allowed = {
             tuple(_role(placement[name]) for name in names)
@@ -46,12 +48,12 @@ def _role(site: str) -> int:
     return int(site) if site.isdigit() else -1
 
 
-def _problem_of_roles(pipeline: Pipeline, tiers: tuple[Tier, ...]) -> Problem:
+def _problem_of_roles(pipeline: Pipeline, tiers: tuple[Tier, ...], reach: frozenset[Tier]) -> Problem:
     """Roles as sites that are all linked and profiled; no figure of theirs is ever looked at.
 
-    A site of each tier is added: what a policy allows may depend on what a template leaves unused.
+    A site of each tier in reach is added: what a policy allows may depend on what a template leaves unused.
     """
-    tier_of = {str(role): tier for role, tier in enumerate(tiers)} | {tier.value: tier for tier in Tier}
+    tier_of = {str(role): tier for role, tier in enumerate(tiers)} | {tier.value: tier for tier in reach}
     roles = list(tier_of)
     query = Query(name="query", origin="0", pipeline=pipeline.name, rate_hz=1.0, slo=_ANY_SLO)
     profile = SiteProfile(

@@ -142,7 +142,8 @@ def _places(problem: Problem, tables: FleetTables, kinds: _Kinds) -> Iterator[tu
         remote = []
         for name in reach.of(origin, allowed):
             profile = profiles.get((name, pipeline))
-            if profile is not None and (there := usable.operators(alike, profile)):
+            if profile is not None:
+                there = usable.operators(alike, profile)
                 remote.append((kinds.index(profile, there, origin=False), name))
         remote.sort()
         here = kinds.index(own, usable.operators(alike, own), origin=True)

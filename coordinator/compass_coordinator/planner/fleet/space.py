@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compass_coordinator.estimator import Indices
 from compass_coordinator.planner.fleet.blocks import PER_REGION, SIZE
 from compass_coordinator.planner.fleet.coefficients import Features, coefficients_of
 from compass_coordinator.planner.fleet.grouping import Group, group_instances
@@ -27,8 +28,9 @@ MAX_CONFIGS = 4_000_000
 MOST_INSTANCES = 32768
 """Searched together: more share the overhead, but their bounds leave the cache."""
 
-Allowed: TypeAlias = Callable[[Templates, tuple[Tier, ...]], NDArray[np.bool_]]
-"""A placement policy: which templates (n,) may be used when the roles have these tiers."""
+Allowed: TypeAlias = Callable[[Templates, tuple[Tier, ...], frozenset[Tier]], NDArray[np.bool_]]
+"""A placement policy: which templates (n,) may be used when the roles have these tiers and the query can use
+sites of those tiers, in a role of the template or not."""
 
 
 class TemplateCache:
@@ -113,11 +115,14 @@ class FleetSpace:
         """
         tables = FleetTables.of(problem, loads, caps)
         groups = tuple(
-            part
+            group
             for group in group_instances(problem, tables, max_remote)
             if group.pipeline in problem.accuracy
-            for part in (_by_tiers(tables, group) if allowed is not None else (group,))
         )
+        reach = np.zeros(0, dtype=np.int64)
+        if allowed is not None:
+            reach = _tiers_in_reach(tables, groups)
+            groups = tuple(part for group in groups for part in _by_tiers(tables, group, reach))
         accuracy = {
             (pipeline, floors): meeting(problem.accuracy[pipeline], dict(floors))
             for pipeline, floors in {(group.pipeline, group.floors) for group in groups}
@@ -130,7 +135,7 @@ class FleetSpace:
         )
         if allowed is not None:
             features = tuple(
-                _restricted(tables, group, found, allowed)
+                _restricted(tables, group, reach, found, allowed)
                 for group, found in zip(groups, features, strict=True)
             )
         return cls(
@@ -167,14 +172,27 @@ class FleetSpace:
         return max(1, min(MOST_INSTANCES, self.memory_bytes // (2 * each)))
 
 
-def _by_tiers(tables: FleetTables, group: Group) -> Iterator[Group]:
-    """Parts of a group in which every role has one tier."""
-    tiers = tables.sites.tier[group.sites]
-    for found in np.unique(tiers, axis=0):
-        yield group.take(np.flatnonzero((tiers == found).all(axis=1)))
+def _tiers_in_reach(tables: FleetTables, groups: Sequence[Group]) -> Indices:
+    """(queries,) the tiers of all sites that a query can use, one bit each."""
+    found = np.zeros(len(tables.queries), dtype=np.int64)
+    for group in groups:
+        bits = np.left_shift(1, tables.sites.tier[group.sites])
+        np.bitwise_or.at(found, group.query, np.bitwise_or.reduce(bits, axis=1))
+    return found
 
 
-def _restricted(tables: FleetTables, group: Group, features: Features, allowed: Allowed) -> Features:
+def _by_tiers(tables: FleetTables, group: Group, reach: Indices) -> Iterator[Group]:
+    """Parts of a group in which every role has one tier, and all queries the same tiers in reach."""
+    alike = np.column_stack([tables.sites.tier[group.sites], reach[group.query]])
+    for found in np.unique(alike, axis=0):
+        yield group.take(np.flatnonzero((alike == found).all(axis=1)))
+
+
+def _restricted(
+    tables: FleetTables, group: Group, reach: Indices, features: Features, allowed: Allowed
+) -> Features:
     """Only the templates that a policy allows at the tiers of a group's sites."""
     tiers = tuple(TIERS[tier] for tier in tables.sites.tier[group.sites[0]])
-    return Features.of(features.templates, features.rows[allowed(features.templates, tiers)[features.rows]])
+    usable = frozenset(tier for at, tier in enumerate(TIERS) if reach[group.query[0]] >> at & 1)
+    kept = allowed(features.templates, tiers, usable)[features.rows]
+    return Features.of(features.templates, features.rows[kept])
