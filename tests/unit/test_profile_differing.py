@@ -47,6 +47,17 @@ def test_only_what_chance_does_not_explain_changed() -> None:
     assert found.changed[0].allowed == pytest.approx(2.394 * 0.01 * 2**0.5, rel=1e-3)
 
 
+def test_extra_metrics_are_compared_where_both_have_them() -> None:
+    def recall(mean: float) -> dict[str, dict[str, Accuracy]]:
+        return {"recall": {"c0": Accuracy(mean=mean, standard_error=0.01, count=50)}}
+
+    found = accuracy_differences(table(0.8, others=recall(0.5)), table(0.8, others=recall(0.7)))
+    assert [(change.where, change.figure, change.after) for change in found.changed] == [
+        ("c0", "others.recall", 0.7)
+    ]
+    assert accuracy_differences(table(0.8, others=recall(0.5)), table(0.8)).same
+
+
 def test_measuring_hundreds_of_configs_twice_raises_no_false_alarm() -> None:
     """Each pair alone at 95%, 15 of 300 would; together at 95%, one diff in 20 does."""
     rng = np.random.default_rng(3)
@@ -110,6 +121,17 @@ def test_times_changed_where_their_spread_and_count_do_not_explain_it() -> None:
         ("site s, p: a", "p95_s"),
     ]
     assert measurement_differences(document(), document(1.3), tolerance=0.5).same
+
+
+def test_items_changed_where_their_spread_does_not_explain_it() -> None:
+    def counted(mean: float) -> MeasurementsDocument:
+        found = VariantWork(mean_s=1.0, count=100, output_mean_bytes=1.0, items_mean=mean, items_var=4.0)
+        site = SiteWork(site="s", pipeline="p", request_mean_bytes=10.0, operators={"a": found})
+        return MeasurementsDocument(schema=1, kind="measurements", sites=(site,))
+
+    assert measurement_differences(counted(3.0), counted(3.3)).same
+    (change,) = measurement_differences(counted(3.0), counted(5.0)).changed
+    assert (change.figure, change.before, change.after) == ("items_mean", 3.0, 5.0)
 
 
 def test_slowdowns_are_part_of_the_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from compass_coordinator.profiler.files.uncertainty import (
 )
 from compass_shared.errors import ProfileError
 from compass_shared.problem import Z95
-from compass_shared.profile import CONFIDENCE, AccuracyTable
+from compass_shared.profile import CONFIDENCE, Accuracy, AccuracyTable
 
 _ROUNDING = 2e-6
 """Files keep six decimals; exact accuracies may differ by as much without meaning anything."""
@@ -181,12 +182,19 @@ def _widened(figure: _Figure, comparisons: int) -> Interval:
 def _accuracies(table: AccuracyTable) -> _Figures:
     return {
         key: {
-            "mean": _Figure(
-                value=found.mean, interval=accuracy_interval(found, table), confidence=table.confidence
-            )
+            "mean": _accuracy(found, table),
+            **{
+                f"others.{metric}": _accuracy(configs[key], table)
+                for metric, configs in table.others.items()
+                if key in configs
+            },
         }
         for key, found in table.configs.items()
     }
+
+
+def _accuracy(found: Accuracy, table: AccuracyTable) -> _Figure:
+    return _Figure(value=found.mean, interval=accuracy_interval(found, table), confidence=table.confidence)
 
 
 def _works(document: MeasurementsDocument) -> _Figures:
@@ -204,7 +212,9 @@ def _works(document: MeasurementsDocument) -> _Figures:
 
 def _variant(work: VariantWork, confidence: float, slowdown: float, overhead_s: float) -> dict[str, _Figure]:
     p95_s = work.profile("", "").p95_s
+    items = {} if work.items_mean is None else {"items_mean": _items(work, work.items_mean, confidence)}
     return {
+        **items,
         "mean_s": _scaled(work.mean_s, mean_interval_s(work, confidence), slowdown, overhead_s, confidence),
         "p95_s": _scaled(p95_s, p95_interval_s(work, p95_s, confidence), slowdown, overhead_s, confidence),
         "output_mean_bytes": _Figure(
@@ -213,6 +223,11 @@ def _variant(work: VariantWork, confidence: float, slowdown: float, overhead_s: 
             confidence=confidence,
         ),
     }
+
+
+def _items(work: VariantWork, mean: float, confidence: float) -> _Figure:
+    half = two_sided_z(confidence) * math.sqrt(work.items_var / work.count) if work.count else 0.0
+    return _Figure(value=mean, interval=(mean - half, mean + half), confidence=confidence)
 
 
 def _scaled(
