@@ -254,6 +254,52 @@ def test_wrong_profiles_are_exit_code_1_with_the_next_step(
     assert "did you mean 'find[model=small]'?" in capsys.readouterr().err
 
 
+def test_what_a_pipeline_declares_is_kept_and_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fan-out that must stay on the device, a floor for an extra metric, a split by hand."""
+    pipeline = folder / "door.toml"
+    pipeline.write_text(
+        pipeline.read_text()
+        + 'items = "find"\nmust_run_on = "origin"\n\n[metric]\nname = "m"\nfunction = ".m:m"\n\n'
+        + '[[extra_metrics]]\nname = "calm"\nfunction = ".m:calm"\n\n'
+        + '[fixed_split]\nfind = "cloud"\nname = "device"\n'
+    )
+    fleet = folder / "fleet.toml"
+    floor = "cost_usd_per_1000 = 0.1, metrics = { calm = 0.5 } }"
+    fleet.write_text(fleet.read_text().replace("cost_usd_per_1000 = 0.1 }", floor))
+    table = folder / "door-accuracy.json"
+    document = json.loads(table.read_text())
+    calm = {"mean": 0.7, "standard_error": 0, "count": 9}
+    document["others"] = {"calm": dict.fromkeys(document["configs"], calm)}
+    table.write_text(json.dumps(document))
+    work = folder / "door-profiles.json"
+    profiles = json.loads(work.read_text())
+    profiles["kinds"][0]["operators"]["name"] |= {"items_mean": 1.0, "items_var": 0.5, "item_s": 0.008}
+    work.write_text(json.dumps(profiles))
+    for policy in ("compass", "fixed"):
+        assert plan(folder, "--policy", policy, pipelines=("door",)) == 0
+        shown = capsys.readouterr().out
+        assert "calm >= 0.5" in shown
+        assert "accuracy 0.950, calm 0.700" in shown
+    assert plan(folder, "--json", "--items", "name=3,2", pipelines=("door",)) == 0
+    busier = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema_of("plan")).validate(busier)
+    assert plan(folder, "--json", pipelines=("door",)) == 0
+    before = json.loads(capsys.readouterr().out)
+    found = [each["queries"]["visitor-1"]["plan"] for each in (before, busier)]
+    assert {each["placement"]["name"] for each in found} == {"bell-1"}
+    assert [each["estimate"]["metrics"] for each in found] == [{"calm": 0.7}] * 2
+    # Two items more, 8 ms each, on a device that takes five times as long.
+    work_s = [each["estimate"]["demand"]["cores@bell-1"] / 0.5 for each in found]
+    assert work_s[1] - work_s[0] == pytest.approx(5 * 2 * 0.008)
+    assert plan(folder, "--items", "find=3", pipelines=("door",)) == 2
+    assert "'find' is no operator that works item by item; there are door/name" in capsys.readouterr().err
+    fleet.write_text(fleet.read_text().replace("calm = 0.5", "clam = 0.5"))
+    assert plan(folder, pipelines=("door",)) == 2
+    error = capsys.readouterr().err
+    assert "the metric 'clam'; the extra metrics of pipeline 'door' are: calm" in error
+    assert str(fleet) in error
+
+
 def test_long_work_is_announced_and_short_work_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from compass_coordinator.commands.plan_text import (
     unserved_text,
 )
 from compass_coordinator.commands.progress import busy_with
+from compass_coordinator.item_counts import ItemCount, with_items
 from compass_coordinator.measurements import load_measurements
 from compass_coordinator.plan_document import describe_plan
 from compass_coordinator.planner.policy import POLICIES
@@ -83,6 +84,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="with --provision: share of the queries' weight to serve (default: 1)",
     )
+    parser.add_argument(
+        "--items",
+        action="append",
+        type=_item_count,
+        default=[],
+        metavar="[PIPELINE/]OPERATOR=MEAN[,SD]",
+        help="plan as if a fan-out had so many items a request, in place of what was measured; repeatable",
+    )
     parser.add_argument("--explain", metavar="QUERY", help="say why this query gets its plan, or none")
     parser.add_argument("--json", action="store_true", help="print JSON (docs/formats.md)")
     parser.set_defaults(run=run)
@@ -124,7 +133,7 @@ def _problem(args: argparse.Namespace) -> Problem:
         except ConfigError as error:
             raise ConfigError(error.problem, file=args.fleet, field=error.field) from error
     _note_left_out(fleet, problem)
-    return problem
+    return with_items(problem, args.items)
 
 
 def _note_left_out(fleet: Fleet, problem: Problem) -> None:
@@ -167,6 +176,13 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
     return value
+
+
+def _item_count(text: str) -> ItemCount:
+    try:
+        return ItemCount.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _print(lines: Sequence[str]) -> None:
