@@ -89,9 +89,12 @@ class ModelStore:
             return {}
         if missing := sorted(set(ref.assets.values()) - set(others)):
             raise ModelLoadError(f"is made of {missing[0]!r}, which is no model of its pipeline")
-        if nested := [n for n in ref.assets.values() if others[n].origin.scheme is Scheme.MADE]:
-            raise ModelLoadError(f"is made of {nested[0]!r}, which is itself made; make it in one go")
-        return {asset: self.fetch(others[name], name=name, base=base) for asset, name in ref.assets.items()}
+        # Without itself: what is made of itself, in however many steps, ends as the error above.
+        rest = {name: other for name, other in others.items() if other is not ref}
+        return {
+            asset: self.fetch(others[name], name=name, base=base, others=rest)
+            for asset, name in ref.assets.items()
+        }
 
     def _obtain(
         self, ref: ModelRef, base: Path | None, parts: Mapping[str, Path], report: Reporter
