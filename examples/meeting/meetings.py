@@ -138,7 +138,7 @@ def babble(voices: Sequence[Sound], samples: int, rng: Generator) -> Sound:
             said.append(voices[int(rng.integers(len(voices)))])
         start = int(rng.integers(samples))
         crowd += np.concatenate(said)[start : start + samples]
-    return crowd / np.float32(np.sqrt(np.mean(crowd**2)))
+    return np.asarray(crowd / np.sqrt(np.mean(crowd**2)), np.float32)
 
 
 def gate(samples: int, starts: Sequence[int], ends: Sequence[int]) -> Sound:

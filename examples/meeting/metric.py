@@ -80,8 +80,8 @@ def _is_hit(line: Mapping[str, Any], answer: Mapping[str, Any], spoken: Sequence
     if _meant(str(answer["question"]), spoken) != line["text"]:
         return False
     if answer["source"] == "minutes":
-        return str(answer["passage"]) == line["answer"]
-    return _meant(str(answer["passage"]), spoken) == line["answer"]
+        return str(answer["passage"]) == str(line["answer"])
+    return _meant(str(answer["passage"]), spoken) == str(line["answer"])
 
 
 def _meant(heard: str, spoken: Sequence[str]) -> str | None:

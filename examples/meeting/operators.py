@@ -49,17 +49,13 @@ def voice(inputs: Inputs, knobs: Knobs, model: Model | None, state: State) -> li
     Returns:
         Those that ended in this hop: ``start_s``, ``end_s`` in the stream, and ``sound``.
     """
-    if state.gap:
-        # What was open has a hole: better the rest alone than two halves as one.
-        missed = state.gap
-        state["hops"] = max(0, state.get("hops", 0) + missed)
-        state.pop("listener", None)
     sound = np.asarray(inputs["capture"], np.float32)
-    start_s = state.get("hops", 0) * len(sound) / RATE_HZ
-    listener = state.get("listener")
-    if listener is None:
-        listener, state["from_s"] = state.setdefault("listener", Listener()), start_s
-    state["hops"] = state.get("hops", 0) + 1
+    hop = state.get("hops", 0) + state.gap
+    state["hops"] = hop + 1
+    if state.gap or "listener" not in state:
+        # After a hole the rest of what was open stands alone: better than two halves as one.
+        state["listener"], state["from_s"] = Listener(), hop * len(sound) / RATE_HZ
+    listener: Listener = state["listener"]
     utterances: list[Value] = []
     for frame, spoken in listener.listen(sound, _present(model).run):
         began_s = state["from_s"] + frame * FRAME / RATE_HZ

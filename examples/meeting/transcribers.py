@@ -127,7 +127,7 @@ def log_mel(sound: Sound, seconds: float) -> NDArray[np.float32]:
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FRAME) / FRAME)).astype(np.float32)
     power = np.abs(np.fft.rfft(pieces * window, axis=1)) ** 2
     logs = np.log10(np.maximum(mel_filters() @ power.T, 1e-10))
-    return ((np.maximum(logs, logs.max() - 8) + 4) / 4).astype(np.float32)
+    return np.asarray((np.maximum(logs, logs.max() - 8) + 4) / 4, np.float32)
 
 
 @lru_cache(maxsize=1)
