@@ -27,6 +27,8 @@ MAX_OVERLAP = 0.4
 """Of two boxes of one group that overlap more, as IoU, the better one stays."""
 MAX_HELD = 0.8
 """Of a box that another of its group holds to a larger share than this, the better one stays."""
+MAX_BOXES = 100
+"""Of one picture; more would only take time."""
 CUT_MARGIN = 0.02
 """A box this close to the inner side of a tile, in sides of the tile, is taken to be cut by it."""
 
@@ -73,7 +75,7 @@ def decode(encodings: Floats, scores: Floats, groups: NDArray[np.intp], threshol
     best = logits.argmax(axis=1)
     score = 1 / (1 + np.exp(-logits[np.arange(len(best)), best].astype(np.float64)))
     keep = np.flatnonzero(score >= threshold)
-    keep = keep[np.argsort(-score[keep], kind="stable")]
+    keep = keep[np.argsort(-score[keep], kind="stable")][:MAX_BOXES]
     anchor, code = anchors()[keep], encodings[keep].astype(np.float64)
     centre = anchor[:, :2] + CENTRE_VARIANCE * code[:, 1::-1] * anchor[:, 2:]
     half = anchor[:, 2:] * np.exp(SIZE_VARIANCE * code[:, :1:-1]) / 2

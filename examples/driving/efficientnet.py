@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 CLASSES = 1000
 BATCH_NORM_EPSILON = 1e-3
-STRIDES = {16: 1, 24: 2, 40: 2, 80: 2, 112: 1, 192: 2, 320: 1}
-"""Stride of the first block of a stage, by the stage's width in EfficientNet-lite0."""
-STAGE_STRIDES = tuple(STRIDES.values())
+STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+"""Stride of the first block of each stage; blocks of one stage have one width."""
 
 
 def lite0(assets: Mapping[str, Path]) -> bytes:

@@ -169,7 +169,7 @@ def _cast(split: Split, things: Mapping[str, Cutout], speed: float, rng: Generat
         )
     elif other < 0.8:  # parked
         actors.append(Actor(car("estate"), rng.uniform(4.5, 6.5), rng.uniform(12, 24), 0.0, -speed))
-    elif other < 1.0:  # coming towards us in the other lane
+    else:  # coming towards us in the other lane
         actors.append(Actor(car("suv"), rng.uniform(-4.2, -3.2), rng.uniform(24, 34), 0.0, -2 * speed))
     for name in rng.choice(split.people, size=int(rng.integers(1, 3)), replace=False):
         side = rng.choice([-1.0, 1.0])
@@ -206,7 +206,7 @@ def _drawn(
         frame.paste(sprite, (left, top), sprite)
         solid = np.asarray(sprite)[:, :, 3] > 127
         rows, columns = slice(max(0, top), max(0, top + height)), slice(max(0, left), max(0, left + width))
-        shown = solid[rows.start - top : HEIGHT - top, columns.start - left : WIDTH - left]
+        shown = solid[rows.start - top : max(0, HEIGHT - top), columns.start - left : max(0, WIDTH - left)]
         owner[rows, columns][shown] = number
         whole[number] = (x, z, np.array([left, top, width, height], np.float64), int(solid.sum()))
     seen = [_seen(actors[number], number, owner == number, *whole[number]) for number in sorted(whole)]
