@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -195,7 +196,11 @@ class Fleet:
         queries = tuple(q for _, q in sorted(self.queries.items()) if q.name not in left_out)
         problem = Problem(
             pipelines=self.pipelines,
-            sites={name: _site(name, state.hello) for name, state in online.items() if state.hello},
+            sites={
+                name: _site(name, state.hello, self._device(name))
+                for name, state in online.items()
+                if state.hello
+            },
             links=self._links(online),
             profiles=profiles,
             accuracy=self.accuracy,
@@ -302,7 +307,8 @@ class Fleet:
         return links
 
 
-def _site(name: str, hello: HelloMessage) -> Site:
+def _site(name: str, hello: HelloMessage, device: DeviceProfile | None) -> Site:
+    memories = [float(hello.hardware.memory_bytes), *([device.memory_bytes.value] if device else [])]
     return Site(
         name=name,
         tier=hello.tier,
@@ -310,6 +316,8 @@ def _site(name: str, hello: HelloMessage) -> Site:
         utilisation_cap=hello.utilisation_cap,
         prices=hello.prices,
         power_w=hello.power_w if hello.tier is Tier.DEVICE else 0.0,
+        # An emulated device has what its profile says of the machine's; an agent that could not tell says 0.
+        memory_bytes=min((known for known in memories if known > 0), default=math.inf),
     )
 
 

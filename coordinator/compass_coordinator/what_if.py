@@ -77,6 +77,7 @@ def site_of(agent: AgentTable) -> Site:
         utilisation_cap=agent.utilisation_cap or profile.utilisation_cap,
         prices=profile.prices(),
         power_w=profile.power_w.value if agent.tier is Tier.DEVICE else 0.0,
+        memory_bytes=profile.memory_bytes.value,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from compass_coordinator.fleet import Fleet
+from compass_shared.device_profile import find_device_profile
 from compass_shared.messages import LinkReport, StatusMessage, WorkerInfo
 from compass_shared.query import Query
 from compass_shared.site import Link, Prices, Site, Tier
@@ -159,16 +162,29 @@ def test_the_problem_is_what_is_online_and_measured(fleet: Fleet) -> None:
     problem, left_out = fleet.problem()
     assert left_out == {}
     assert [query.name for query in problem.queries] == ["q1", "q2"], "in the same order every time"
+    common: dict[str, Any] = {"cores": 2.0, "utilisation_cap": 0.7, "memory_bytes": float(4 << 30)}
     assert problem.sites == {
-        "edge": Site(
-            name="edge", tier=Tier.EDGE, cores=2.0, utilisation_cap=0.7, prices=PRICES[Tier.EDGE], power_w=0.0
-        ),
-        "phone": Site(
-            name="phone", tier=Tier.DEVICE, cores=2.0, utilisation_cap=0.7, prices=Prices(), power_w=3.0
-        ),
+        "edge": Site(name="edge", tier=Tier.EDGE, prices=PRICES[Tier.EDGE], power_w=0.0, **common),
+        "phone": Site(name="phone", tier=Tier.DEVICE, prices=Prices(), power_w=3.0, **common),
     }
     assert problem.profiles == {(agent, "chain"): profile_of(agent).profile for agent in ("phone", "edge")}
     assert (problem.pipelines, problem.accuracy) == ({"chain": PIPELINE}, {"chain": ACCURACY})
+
+
+def test_a_site_has_the_memory_of_its_machine_or_of_the_device_that_it_emulates() -> None:
+    board = find_device_profile("raspberry-pi-4")
+    fleet = Fleet(pipelines={"chain": PIPELINE}, accuracy={"chain": ACCURACY}, devices={"board": board})
+    for machine_bytes, device_profile, expected in (
+        (64 << 30, "board", board.memory_bytes.value),
+        (1 << 30, "board", float(1 << 30)),
+        (64 << 30, "unheard-of", float(64 << 30)),
+        (0, None, math.inf),
+    ):
+        joined(fleet, "phone")
+        hello = hello_of("phone")
+        hardware = replace(hello.hardware, memory_bytes=machine_bytes)
+        fleet.take_hello("phone", replace(hello, hardware=hardware, device_profile=device_profile))
+        assert fleet.problem()[0].sites["phone"].memory_bytes == expected
 
 
 def test_links_go_both_ways_at_their_own_bandwidth(fleet: Fleet) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from compass_coordinator.planner import best_local_plan
 from compass_coordinator.planning import plan_fleet
-from compass_coordinator.planning.hosted_variants import limited_sites
+from compass_coordinator.planning.memory import limited_sites
 from compass_shared.check import ViolationKind, check_plan
 from compass_shared.problem import Problem
 from support.problems import LOOSE, FleetShape, random_problem, with_queries
@@ -43,6 +44,31 @@ def test_only_sites_that_cannot_hold_all_they_measured_are_limited() -> None:
     assert limited_sites(_tight(1, 5)) == frozenset()
     assert limited_sites(_tight(1, 4)) == {EDGE, "cloud-0"}
     assert limited_sites(_without_memory(_tight(1, 4))) == frozenset()
+
+
+def test_memory_that_the_queries_there_are_cannot_fill_limits_nothing() -> None:
+    """One query runs one variant of each of two operators, though five were measured."""
+    problem = _tight(1, 2, queries=1)
+    assert limited_sites(problem) == frozenset()
+    assert limited_sites(_tight(1, 1, queries=1)) == {EDGE, "cloud-0"}
+    elsewhere = replace(problem, reachable={"q0": (EDGE,)}, sites=_tight(1, 1, queries=1).sites)
+    assert limited_sites(elsewhere) == {EDGE}
+    split = with_queries(problem, replace(problem.queries[0], divisible=True))
+    assert limited_sites(split) == {EDGE, "cloud-0"}
+
+
+def test_a_device_has_a_memory_too() -> None:
+    """Its one query must not bring two variants to a device with room for one."""
+    problem = _tight(2, 9, queries=1)
+    query = replace(problem.queries[0], slo=LOOSE, rate_hz=0.1)
+    device = replace(problem.sites[query.origin], memory_bytes=1.0)
+    problem = replace(with_queries(problem, query), sites={**problem.sites, query.origin: device})
+    local = best_local_plan(problem, query)
+    (violation,) = check_plan(problem, {query.name: local})
+    assert (violation.kind, violation.limit, violation.actual) == (ViolationKind.MEMORY, 1.0, 2.0)
+    plan = plan_fleet(problem).plans[query.name]
+    assert list(plan.placement.values()).count(query.origin) <= 1
+    assert check_plan(problem, {query.name: plan}) == []
 
 
 @pytest.mark.parametrize("seed", range(6))

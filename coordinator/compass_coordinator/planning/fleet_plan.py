@@ -12,7 +12,8 @@ from dataclasses import replace
 from compass_coordinator.planner.fleet.space import TemplateCache
 from compass_coordinator.planner.policy import Policy, anywhere
 from compass_coordinator.planning.exact import plan_exactly, servable
-from compass_coordinator.planning.hosted_variants import Variants, host_for_few, host_for_many, limited_sites
+from compass_coordinator.planning.hosted_variants import Variants, host_for_few, host_for_many
+from compass_coordinator.planning.memory import limited_sites
 from compass_coordinator.planning.placements import AllowedBy
 from compass_coordinator.planning.result import FleetPlan, Stopwatch, require_distinct_names
 from compass_coordinator.planning.scaled import assumed_loads, plan_at_scale

@@ -19,6 +19,7 @@ from compass_coordinator.planner.fleet import FleetCandidates, FleetSpace, Templ
 from compass_coordinator.planner.fleet.space import Allowed
 from compass_coordinator.planning.hosting import Hosting, host
 from compass_coordinator.planning.hosting_case import Items
+from compass_coordinator.planning.memory import limited_sites, may_run_at
 from compass_coordinator.planning.offers import Offers, offers_of, offers_of_spaces
 from compass_coordinator.planning.settling import Spaces
 from compass_shared.pipeline import variant_key
@@ -43,30 +44,6 @@ class HostedFleet:
     problem: Problem
     hosted: Variants
     """At the sites whose memory is limited."""
-
-
-def limited_sites(problem: Problem) -> frozenset[str]:
-    """Sites that cannot hold every variant that was measured there."""
-    needed: dict[str, float] = {}
-    for (site, pipeline), profile in problem.profiles.items():
-        if site in problem.sites and np.isfinite(problem.sites[site].memory_bytes):
-            total = sum(
-                found.memory_bytes
-                for variant, found in profile.operators.items()
-                if _may_run_at(problem, pipeline, variant, site)
-            )
-            needed[site] = needed.get(site, 0.0) + total
-    return frozenset(site for site, total in needed.items() if total > problem.sites[site].memory_bytes)
-
-
-def _may_run_at(problem: Problem, pipeline: str, variant: str, site: str) -> bool:
-    """Whether placement constraints let any query run a variant at a site."""
-    described = problem.pipelines.get(pipeline)
-    if described is None:
-        return True
-    name, tier = variant.partition("[")[0], problem.sites[site].tier.value
-    places = {place for op in described.operators if op.name == name for place in op.must_run_on}
-    return not places or tier in places or "origin" in places
 
 
 def host_for_few(
@@ -224,7 +201,7 @@ def _variants_for(problem: Problem, site: str, level: float) -> list[Variant]:
             found += [
                 (-profile.operators[key].mean_s, (site, name, key))
                 for key in keys
-                if _may_run_at(problem, name, key, site)
+                if may_run_at(problem, name, key, site)
             ]
     return [variant for _, variant in sorted(found)]
 
