@@ -263,7 +263,8 @@ def evaluated(weights: Mapping[str, NDArray[Any]], image: NDArray[np.float32]) -
     features = convolved(x, "_conv_head", "_bn1").mean(axis=(1, 2))
     scores = weights["_fc.weight"].astype(np.float64) @ features + weights["_fc.bias"]
     odds: NDArray[np.float64] = np.exp(scores - scores.max())
-    return odds / odds.sum()
+    odds /= odds.sum()
+    return odds
 
 
 def test_the_network_that_is_written_computes_what_its_weights_say() -> None:
