@@ -103,6 +103,20 @@ def test_queries_stand_below_their_pipelines_where_there_are_several(width: int)
     assert places == sorted(places)
 
 
+def test_floors_of_extra_metrics_stand_below_the_plan() -> None:
+    query = replace(QUERY, slo=replace(QUERY.slo, metrics={"recall": 0.7, "unknown": 0.1}))
+    decision = {"line": LINE, "refusal": None, "plan": {"estimate": {"metrics": {"recall": 0.8}}}}
+    console = Console(width=170, color_system=None)
+    with console.capture() as capture:
+        console.print(
+            query_table(
+                "compass", [query], {**PLANNED, "queries": {"phone-1": decision}}, {"phone-1": ROW}, width=170
+            )
+        )
+    assert "recall 0.80, SLO 0.7" in capture.get()
+    assert "unknown" not in capture.get()
+
+
 def test_a_fixed_split_is_said_by_tier_in_the_order_of_operators() -> None:
     split = {"prepare": "device", "detect": "edge", "track": "device", "classify": "cloud"}
     assert split_line(split) == "device: prepare track | edge: detect | cloud: classify"

@@ -81,13 +81,25 @@ def query_table(
 
 
 def _cells(query: Query, decision: Json, row: Served, *, wide: bool) -> tuple[str, ...]:
-    plan = escape(decision["line"] or f"refused: {decision['refusal']}")
+    plan = escape(
+        "\n".join([decision["line"] or f"refused: {decision['refusal']}", *_floors(query, decision)])
+    )
     rate, verdict = f"{query.rate_hz:g}", _verdict(row.verdict)
     figures = _figures(query, decision, row)
     if wide:
         return (query.name, rate, plan, *(" | ".join(three) for three in figures), str(row.sent), verdict)
     name = f"{query.name}\n{rate}/s, n = {row.sent}\n{verdict}"
     return (name, plan, "SLO\npredicted\nmeasured", *("\n".join(three) for three in figures))
+
+
+def _floors(query: Query, decision: Json) -> list[str]:
+    """What a plan is expected to reach of the extra metrics that the SLO sets a floor for, a line each."""
+    planned = ((decision["plan"] or {}).get("estimate") or {}).get("metrics") or {}
+    return [
+        f"{name} {planned[name]:.2f}, SLO {least:g}"
+        for name, least in query.slo.metrics.items()
+        if name in planned
+    ]
 
 
 def _wide_table(title: str) -> Table:
