@@ -52,6 +52,11 @@ def problem_from(
         profiles.update(_profiles(fleet, pipeline, measured))
     _check_profiled(fleet, profiles, measured)
     queries = tuple(query for query in fleet.queries if query.pipeline in pipelines)
+    reachable = {query.name: fleet.reach[query.origin] for query in queries if query.origin in fleet.reach}
+    # An agent on a device serves its own queries alone, even where the link to a worker is known both ways.
+    devices = {agent.name for agent in fleet.agents if agent.tier is Tier.DEVICE}
+    serving = tuple(name for name in sites if name not in devices)
+    reachable.update({query.name: serving for query in queries if devices - {query.origin}} | reachable)
     problem = Problem(
         pipelines=dict(pipelines),
         sites=sites,
@@ -59,7 +64,7 @@ def problem_from(
         profiles=profiles,
         accuracy=dict(accuracy),
         queries=queries,
-        reachable={query.name: fleet.reach[query.origin] for query in queries if query.origin in fleet.reach},
+        reachable=reachable,
     )
     for query in queries:
         if (unknown := unknown_metric(problem, query)) is not None:

@@ -289,3 +289,11 @@ def test_wrong_files_are_named(bundle: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "fleet.toml").write_text(FLEET)
     assert main(["plan", "--pipeline", str(bundle), "--fleet", fleet, "--profiles", none]) == 1
     assert "none.json" in capsys.readouterr().err
+
+
+def test_devices_do_not_serve_each_other(bundle: Path) -> None:
+    other = '[[agents]]\nname = "tablet"\ntier = "device"\nprofile = "phone-midrange"\n\n[[queries]]'
+    (bundle / "two.toml").write_text(FLEET.replace("[[queries]]", other, 1))
+    pipelines = {"tiny": load_pipeline(bundle)}
+    problem = problem_from(load_fleet(bundle / "two.toml"), pipelines, [], {})
+    assert problem.reachable["quick"] == ("edge",)
