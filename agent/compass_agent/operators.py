@@ -17,7 +17,6 @@ from compass_agent.measure.telemetry import resident_bytes
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
 from compass_agent.runtimes.openai import ChatEndpoint, open_endpoint
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
-from compass_shared.model_ref import Scheme
 from compass_shared.payloads import decode_payload, encode_payload
 from compass_shared.pipeline import Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import State
@@ -238,9 +237,7 @@ class OperatorHost:
         bundle = self._bundles[name]
         path = bundle.fetch(model, self._store)
         ref = bundle.pipeline.models[model]
-        # What a model was made of is not wanted once it is there.
-        wanted = {} if ref.origin.scheme is Scheme.MADE else ref.assets
-        assets = {asset: bundle.fetch(other, self._store) for asset, other in wanted.items()}
+        assets = {asset: bundle.fetch(other, self._store) for asset, other in ref.company.items()}
         return HostedModel(
             self._load(runtime, path, ref.sha256, model), MappingProxyType({"model": path, **assets})
         )

@@ -98,12 +98,16 @@ class ModelRef:
     licence: str = ""
     assets: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What the model comes with, as names of other entries: ``{"dictionary": "rec-keys"}``."""
+    made_of: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What the function of ``made:`` gets, as names of other entries; where empty, it gets the assets."""
 
     def __post_init__(self) -> None:
         origin = self.origin
         _check_package_fields(self, origin)
         _check_members(self)
         _check_hashes(self)
+        if self.made_of and self.origin.scheme is not Scheme.MADE:
+            raise _FieldError("made_of", "is for made: only")
 
     @property
     def origin(self) -> Origin:
@@ -114,6 +118,16 @@ class ModelRef:
     def has_archive(self) -> bool:
         """Whether the model is only a part of what its URI names."""
         return bool(self.members) or self.byte_range is not None
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """What it is made of, as names of other entries; empty if it is not made."""
+        return (self.made_of or self.assets) if self.origin.scheme is Scheme.MADE else {}
+
+    @property
+    def company(self) -> Mapping[str, str]:
+        """What operators get beside it; what a model was made of is not wanted once it is there."""
+        return {} if self.parts and not self.made_of else self.assets
 
 
 def parse_origin(uri: str) -> Origin:
@@ -212,9 +226,10 @@ def model_refs_from(
         for name, entry in table.items()
     }
     for name, ref in refs.items():
-        for asset, target in ref.assets.items():
+        for asset, target in [*ref.assets.items(), *ref.made_of.items()]:
             if target not in refs:
-                where = f"{field}.{name}.assets.{asset}"
+                kind = "assets" if asset in ref.assets else "made_of"
+                where = f"{field}.{name}.{kind}.{asset}"
                 raise ConfigError(f"there is no model {target!r}", file=file, field=where)
     return refs
 

@@ -206,6 +206,7 @@ def _check_knob(knob: str, values: Sequence[KnobValue], *, field: str) -> None:
 
 def _check_assets(document: PipelineDocument, models: Mapping[str, ModelRef]) -> None:
     places = [(f"models.{name}.assets", ref.assets) for name, ref in models.items()]
+    places += [(f"models.{name}.made_of", ref.made_of) for name, ref in models.items()]
     if document.inputs is not None:
         places.append(("inputs.assets", document.inputs.assets))
     for field, assets in places:

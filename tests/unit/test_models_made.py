@@ -87,6 +87,24 @@ def test_parts_come_from_the_same_pipeline(tmp_path: Path, bundle: Path) -> None
         store.fetch(refs()["made"], base=bundle)
 
 
+def test_a_model_may_come_with_other_things_than_it_was_made_of(tmp_path: Path, bundle: Path) -> None:
+    table: dict[str, dict[str, object]] = {
+        "weights": {"uri": "file:weights.bin", "sha256": sha(WEIGHTS)},
+        "first": {"uri": "made:.convert:reversed_weights", "sha256": sha(MODEL)},
+    }
+    table["first"] |= {"made_of": {"weights": "weights"}, "assets": {"labels": "labels"}}
+    with pytest.raises(ConfigError, match="no model 'labels'"):
+        model_refs_from(table)
+    table["labels"] = {"uri": "file:labels.txt", "sha256": sha(b"labels")}
+    chain = model_refs_from(table)
+    store = ModelStore(ModelCache(tmp_path / "cache"))
+    assert store.fetch(chain["first"], base=bundle, others=chain).read_bytes() == MODEL
+    assert chain["first"].company == {"labels": "labels"}
+    assert refs()["made"].company == {}, "the parts alone: not wanted once it is made"
+    with pytest.raises(ConfigError, match="made: only"):
+        model_refs_from({"weights": {**table["weights"], "made_of": {"x": "weights"}}})
+
+
 @pytest.mark.parametrize("uri", ["made:os:remove", "made:.convert", "made:", "made:.convert:a b"])
 def test_only_functions_of_the_bundle_make_models(uri: str) -> None:
     with pytest.raises(ConfigError, match="of the bundle's own folder"):

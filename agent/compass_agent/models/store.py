@@ -85,16 +85,11 @@ class ModelStore:
 
     def _parts(self, ref: ModelRef, base: Path | None, others: Mapping[str, ModelRef]) -> dict[str, Path]:
         """What a model is made of, fetched before its own lock is taken."""
-        if ref.origin.scheme is not Scheme.MADE:
-            return {}
-        if missing := sorted(set(ref.assets.values()) - set(others)):
+        if missing := sorted(set(ref.parts.values()) - set(others)):
             raise ModelLoadError(f"is made of {missing[0]!r}, which is no model of its pipeline")
-        # Without itself: what is made of itself, in however many steps, ends as the error above.
-        rest = {name: other for name, other in others.items() if other is not ref}
-        return {
-            asset: self.fetch(others[name], name=name, base=base, others=rest)
-            for asset, name in ref.assets.items()
-        }
+        if nested := [n for n in ref.parts.values() if others[n].origin.scheme is Scheme.MADE]:
+            raise ModelLoadError(f"is made of {nested[0]!r}, which is itself made; make it in one go")
+        return {part: self.fetch(others[name], name=name, base=base) for part, name in ref.parts.items()}
 
     def _obtain(
         self, ref: ModelRef, base: Path | None, parts: Mapping[str, Path], report: Reporter
