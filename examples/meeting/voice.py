@@ -96,5 +96,7 @@ class Listener:
         kept = len(self.frames) - max(0, self.silent - TRAIL_FRAMES)
         sound = np.concatenate(self.frames[:kept])
         speech = self.heard >= LEAST_FRAMES
-        self.frames, self.heard, self.silent = self.frames[-LEAD_FRAMES:], 0, 0
+        # What follows a cut starts where it was cut; what follows silence may start softly.
+        self.frames = self.frames[-LEAD_FRAMES:] if self.silent else []
+        self.heard = self.silent = 0
         return (first, sound) if speech else None
