@@ -1,0 +1,156 @@
+"""The meeting bundle on its real models: recordings with known words, questions with known answers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+from compass_agent.bundles import Bundle, load_bundle
+from compass_agent.models import ModelStore
+from compass_agent.operators import OperatorHost
+from compass_shared.errors import ModelLoadError
+from compass_shared.model_cache import ModelCache, default_cache_dir
+from compass_shared.values import State
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "meeting"
+RATE_HZ = 16_000
+PRESIDENT = (
+    "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
+)
+LIGHT, HEAVY = "moonshine-tiny", "whisper-base"
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
+
+
+class Meeting(NamedTuple):
+    """The installed bundle with its models at hand."""
+
+    bundle: Bundle
+    host: OperatorHost
+    paths: dict[str, Path]
+
+    def module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.bundle.package}.{name}")
+
+    def recording(self) -> Any:
+        sound, rate_hz = soundfile.read(self.paths["recording-jfk"], dtype="float32")
+        assert rate_hz == RATE_HZ
+        return sound
+
+    def spoken(self, *sentences: str) -> list[Any]:
+        said = self.module("speech").spoken(
+            [("ben", sentence) for sentence in sentences],
+            {"voice": self.paths["speech-voice"], "voice-config": self.paths["speech-voice-config"]},
+        )
+        return list(said.values())
+
+    def follow(
+        self, sound: Any, transcriber: str, *, ranking: str = "bge-small", codec: str = "flac"
+    ) -> list[Any]:
+        """What the pipeline makes of every hop of a stream."""
+        knobs: dict[str, dict[str, Any]] = {
+            "capture": {"codec": "pcm16" if codec == "flac" else codec},
+            "voice": {"codec": codec},
+            "transcribe": {"model": transcriber},
+            "notes": {"ranking": ranking},
+        }
+        operators = {
+            each.name: self.host.bind("meeting", each.name, knobs.get(each.name, {}))
+            for each in self.bundle.pipeline.operators
+        }
+        states = {name: State() for name in operators}
+        hops = -(-len(sound) // RATE_HZ)
+        samples = np.zeros(hops * RATE_HZ, np.int16)
+        samples[: len(sound)] = np.round(np.clip(sound, -1, 1) * 32767)
+        made = []
+        for hop in samples.reshape(hops, RATE_HZ):
+            values: dict[str, Any] = {"request": hop}
+            for name, bound in operators.items():
+                values[name] = bound({up: values[up] for up in bound.operator.inputs}, states[name])
+            made.append(values)
+        return made
+
+
+@pytest.fixture(scope="module")
+def meeting() -> Meeting:
+    bundle = load_bundle(FOLDER)
+    store = ModelStore(ModelCache(default_cache_dir(os.environ)))
+    try:
+        paths = {name: bundle.fetch(name, store) for name in bundle.pipeline.models}
+    except ModelLoadError as error:
+        pytest.skip(f"its models cannot be downloaded: {error}")
+    return Meeting(bundle, OperatorHost([bundle], store), paths)
+
+
+def silence(seconds: float) -> Any:
+    return np.zeros(round(seconds * RATE_HZ), np.float32)
+
+
+def with_pauses(*sounds: Any) -> Any:
+    return np.concatenate([silence(0.5), *(part for sound in sounds for part in (sound, silence(1.2)))])
+
+
+@pytest.mark.parametrize("transcriber", [LIGHT, "whisper-tiny-en-int8", "whisper-base-int8", HEAVY])
+def test_every_transcriber_writes_a_known_recording_down(meeting: Meeting, transcriber: str) -> None:
+    utterance = {"start_s": 0.0, "end_s": 11.0, "sound": meeting.recording()}
+    (said,) = meeting.host.run("meeting", "transcribe", {"voice": [utterance]}, {"model": transcriber})
+    assert meeting.module("metric").words(said["text"]) == PRESIDENT.split()
+
+
+def test_a_voice_is_found_between_silences(meeting: Meeting) -> None:
+    (sentence,) = meeting.spoken("A gardener from the village will remove the wood.")
+    voice = meeting.host.bind("meeting", "voice", {"codec": "flac"})
+    state, hops = State(), np.concatenate([silence(2.0), sentence, silence(4.0)])
+    starts = range(0, len(hops) - RATE_HZ + 1, RATE_HZ)
+    found: list[Any] = [voice({"capture": hops[start : start + RATE_HZ]}, state) for start in starts]
+    ((at, (utterance,)),) = [(second, ended) for second, ended in enumerate(found) if ended]
+    end_s = 2.0 + len(sentence) / RATE_HZ
+    assert utterance["start_s"] == pytest.approx(2.0, abs=0.4)
+    assert utterance["end_s"] == pytest.approx(end_s, abs=0.4)
+    assert 0 <= at + 1 - end_s <= 1.8, "half a second of silence, and the hop in which that ends"
+
+
+@pytest.mark.parametrize("ranking", ["bge-small", "reranker"])
+def test_questions_find_what_was_said_and_what_is_in_the_minutes(meeting: Meeting, ranking: str) -> None:
+    said = "We borrow a trailer from the neighbour in the meantime."
+    asked = ["From whom do we get a trailer?", "Who may leave a car on the parking deck?"]
+    outputs = [
+        hop["notes"]
+        for hop in meeting.follow(
+            with_pauses(*meeting.spoken(said, *asked)), LIGHT, ranking=ranking, codec="opus"
+        )
+    ]
+    truth = [
+        [
+            {"text": said, "answer": None},
+            {"text": asked[0], "answer": said},
+            {"text": asked[1], "answer": "The parking deck is reserved for guests of the customer."},
+        ]
+    ]
+    metric = meeting.module("metric")
+    assert metric.hit_rate(outputs, truth) == 1.0
+    assert metric.word_accuracy(outputs, truth) > 0.8
+    assert [output["key"] for output in outputs if output["said"]][-1] == [outputs_said(outputs)[0]]
+
+
+def outputs_said(outputs: list[Any]) -> list[str]:
+    return [text for output in outputs for text in output["said"]]
+
+
+def test_sentences_of_like_meaning_point_alike(meeting: Meeting) -> None:
+    texts = ["The lorry was late.", "The truck did not arrive in time.", "Our soup needs more salt."]
+    said = [{"start_s": 0.0, "end_s": 1.0, "text": text} for text in texts]
+    late, truck, soup = meeting.host.run("meeting", "embed", {"transcribe": said}, {})
+    assert np.linalg.norm(late) == pytest.approx(1.0, abs=1e-5)
+    assert late @ truck > max(late @ soup, truck @ soup) + 0.05
+
+
+def test_nothing_is_said_in_silence(meeting: Meeting) -> None:
+    for hop in meeting.follow(silence(3.0), LIGHT):
+        assert hop["notes"] == {"said": [], "key": [], "answers": []}
