@@ -38,6 +38,9 @@ class Meeting(NamedTuple):
     def module(self, name: str) -> Any:
         return importlib.import_module(f"{self.bundle.package}.{name}")
 
+    def run(self, operator: str, inputs: dict[str, Any], knobs: dict[str, Any]) -> Any:
+        return self.host.run("meeting", operator, inputs, knobs)
+
     def recording(self) -> Any:
         sound, rate_hz = soundfile.read(self.paths["recording-jfk"], dtype="float32")
         assert rate_hz == RATE_HZ
@@ -99,7 +102,7 @@ def with_pauses(*sounds: Any) -> Any:
 @pytest.mark.parametrize("transcriber", [LIGHT, "whisper-tiny-en-int8", "whisper-base-int8", HEAVY])
 def test_every_transcriber_writes_a_known_recording_down(meeting: Meeting, transcriber: str) -> None:
     utterance = {"start_s": 0.0, "end_s": 11.0, "sound": meeting.recording()}
-    (said,) = meeting.host.run("meeting", "transcribe", {"voice": [utterance]}, {"model": transcriber})
+    (said,) = meeting.run("transcribe", {"voice": [utterance]}, {"model": transcriber})
     assert meeting.module("metric").words(said["text"]) == PRESIDENT.split()
 
 
@@ -146,7 +149,7 @@ def outputs_said(outputs: list[Any]) -> list[str]:
 def test_sentences_of_like_meaning_point_alike(meeting: Meeting) -> None:
     texts = ["The lorry was late.", "The truck did not arrive in time.", "Our soup needs more salt."]
     said = [{"start_s": 0.0, "end_s": 1.0, "text": text} for text in texts]
-    late, truck, soup = meeting.host.run("meeting", "embed", {"transcribe": said}, {})
+    late, truck, soup = meeting.run("embed", {"transcribe": said}, {})
     assert np.linalg.norm(late) == pytest.approx(1.0, abs=1e-5)
     assert late @ truck > max(late @ soup, truck @ soup) + 0.05
 

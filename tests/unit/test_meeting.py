@@ -218,7 +218,7 @@ def seen_by(encoder: LoadedModel) -> dict[str, Any]:
 
 def scores_of(decoder: LoadedModel, seen: Mapping[str, Any], steps: list[list[int]]) -> Any:
     empty = np.zeros((1, WIDTH // 64, 0, 64), np.float32)
-    past = {"key_0": empty, "value_0": empty}
+    past: dict[str, Any] = {"key_0": empty, "value_0": empty}
     scores = None
     for ids in steps:
         out = decoder.run({"ids": np.array([ids]), **past, **seen})
@@ -442,7 +442,7 @@ def heard(*said: str, answers: tuple[tuple[str, str, str], ...] = ()) -> dict[st
     return {"said": list(said), "key": [], "answers": named}
 
 
-TRUTH = [
+TRUTH: list[list[dict[str, Any]]] = [
     [{"text": "The door is green.", "answer": None}],
     [],
     [{"text": "Which colour does the door have?", "answer": "The door is green."}],
