@@ -23,7 +23,9 @@ from compass_shared.splitting import with_state_whole
 
 FEW_QUERIES = 16
 FEW_PLANS = 3_000_000
-"""All queries together; about a second of enumerating and 2 GB at the worst."""
+"""Enumerated for all queries together; up to a quarter of a minute and 2 GB at the worst."""
+KEPT_PLANS = 2 * FEW_PLANS
+"""Of all queries together, if each kept all that was enumerated for it."""
 
 
 SOLVER_LIMIT_S = 5.0
@@ -115,6 +117,12 @@ def is_small(problem: Problem) -> bool:
     """Whether a fleet is planned exactly."""
     if len(problem.queries) > FEW_QUERIES:
         return False
-    counts = [plan_count(problem, query) for query in problem.queries]
-    # Those with more plans than that are searched, whoever else there is.
-    return sum(count for count in counts if count <= MAX_ENUMERATED) <= FEW_PLANS
+    enumerated: dict[tuple[str, str, tuple[str, ...]], int] = {}
+    kept = 0
+    for query in problem.queries:
+        count = plan_count(problem, query)
+        if 0 < count <= MAX_ENUMERATED:  # those with more are searched, whoever else there is
+            enumerated[query.pipeline, query.origin, problem.sites_for(query)] = count
+            kept += count
+    # Queries from one place share an enumeration, and each keeps the plans that serve it.
+    return sum(enumerated.values()) <= FEW_PLANS and kept <= KEPT_PLANS
