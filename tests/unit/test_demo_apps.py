@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from compass_coordinator.commands import demo
@@ -17,6 +19,7 @@ from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import load_fleet
 from compass_shared.model_cache import ModelCache, sha256_of
 from compass_shared.pipeline_file import load_pipeline
+from compass_shared.query import Query, Slo
 from support.bundles import write_tiny_accuracy, write_tiny_bundle
 from support.demos import shared_options, tiny_options
 
@@ -93,6 +96,24 @@ def test_a_device_runs_the_bundles_of_its_queries_and_a_worker_those_of_all(tmp_
         "laptop": {"second"},
     }
     assert needed_bundles(fleet.agents[0], unused, []) == unused, "an agent without a query has some"
+
+
+# --- mixed: its queries follow from the applications' own fleets ----------------------------------
+
+
+@pytest.mark.parametrize(("app", "device"), [("gaming", "phone"), ("driving", "car"), ("meeting", "laptop")])
+def test_the_queries_of_mixed_follow_their_rule(app: str, device: str) -> None:
+    grid: Any = msgspec.toml.decode((EXAMPLES / app / "fleet.toml").read_bytes())["query_grid"]
+    latency, accuracy, cost = (sorted(grid[f]) for f in ("latency_p95_s", "accuracy", "cost_usd_per_1000"))
+    mixed = {query.name: query for query in load_fleet(EXAMPLES / "mixed" / "fleet.toml").queries}
+    wanted = {"origin": device, "pipeline": app, "rate_hz": min(grid["rate_hz"])}
+    fast = Slo(latency_p95_s=latency[1], accuracy=accuracy[0], cost_usd_per_1000=cost[2])
+    good = Slo(latency_p95_s=latency[2], accuracy=accuracy[2], cost_usd_per_1000=cost[1])
+    assert mixed[f"{device}-fast"] == Query(name=f"{device}-fast", slo=fast, weight=2.0, **wanted)
+    assert mixed[f"{device}-good"] == Query(name=f"{device}-good", slo=good, weight=1.0, **wanted)
+    own = [query for query in load_fleet(EXAMPLES / app / "fleet.toml").queries if query.origin == "cloud"]
+    assert mixed[own[0].name] == own[0]
+    assert sum(query.pipeline == app for query in mixed.values()) == 3
 
 
 # --- options --------------------------------------------------------------------------------------
