@@ -1,14 +1,13 @@
 """Small pieces of work that say how fast a machine is, one for each speed class that needs no bundle.
 
-The networks are made here, byte by byte as ONNX files are (protocol buffers, fields by number), with weights
-that are drawn: their time does not depend on what they compute.
+The networks are made here, with weights that are drawn: their time does not depend on what they compute.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compass_agent.runtimes import open_runtime
+from compass_shared import onnx_writer
 from compass_shared.errors import BackendError
 
 Work = Callable[[], object]
@@ -35,8 +35,6 @@ KERNEL_REL_SD = 0.3
 _SIDE, _CHANNELS, _LAYERS = 56, 64, 4
 _FEWEST = 2
 """Runs of a kernel: the first is cold."""
-_FLOAT, _UINT8, _INT8 = 1, 2, 3
-"""Element types of ONNX tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,66 +102,41 @@ def _timed(work: Work, thread_time: Callable[[], float]) -> float:
 def float_network() -> bytes:
     """Convolutions in fp32."""
     weights = _drawn((_CHANNELS, _CHANNELS, 3, 3)).astype(np.float32) / 1000
-    nodes = [_node("Conv", [f"x{at or ''}", "w"], f"x{at + 1}") for at in range(_LAYERS)]
-    return _model(nodes, [_tensor("w", _FLOAT, weights)], f"x{_LAYERS}", _FLOAT)
+    nodes = [_convolution("Conv", [f"x{at or ''}", "w"], f"x{at + 1}") for at in range(_LAYERS)]
+    return _model(nodes, [onnx_writer.tensor("w", weights)], f"x{_LAYERS}", "float32")
 
 
 def quantised_network() -> bytes:
     """The same convolutions in int8, as quantised networks have them."""
     weights = (_drawn((_CHANNELS, _CHANNELS, 3, 3)) % 7 - 3).astype(np.int8)
     constants = [
-        _tensor("w", _INT8, weights),
-        _tensor("s", _FLOAT, np.array(0.02, np.float32)),
-        _tensor("z", _UINT8, np.array(128, np.uint8)),
-        _tensor("wz", _INT8, np.array(0, np.int8)),
+        onnx_writer.tensor("w", weights),
+        onnx_writer.tensor("s", np.array(0.02, np.float32)),
+        onnx_writer.tensor("z", np.array(128, np.uint8)),
+        onnx_writer.tensor("wz", np.array(0, np.int8)),
     ]
-    nodes = [_node("QuantizeLinear", ["x", "s", "z"], "x1")]
+    nodes = [onnx_writer.node("QuantizeLinear", ["x", "s", "z"], ["x1"])]
     for at in range(1, _LAYERS + 1):
         inputs = [f"x{at}", "s", "z", "w", "s", "wz", "s", "z"]
-        nodes.append(_node("QLinearConv", inputs, f"x{at + 1}"))
-    return _model(nodes, constants, f"x{_LAYERS + 1}", _UINT8)
+        nodes.append(_convolution("QLinearConv", inputs, f"x{at + 1}"))
+    return _model(nodes, constants, f"x{_LAYERS + 1}", "uint8")
 
 
 def _drawn(shape: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).integers(-100, 100, shape)
 
 
-def _model(nodes: Sequence[bytes], constants: Sequence[bytes], output: str, element: int) -> bytes:
-    graph = b"".join(_field(1, node) for node in nodes)
-    graph += _field(2, b"kernel") + b"".join(_field(5, each) for each in constants)
-    graph += _field(11, _value("x", _FLOAT)) + _field(12, _value(output, element))
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))  # IR 8, operators 13
+def _convolution(kind: str, inputs: Sequence[str], output: str) -> bytes:
+    return onnx_writer.node(kind, inputs, [output], pads=(1, 1, 1, 1))
 
 
-def _node(kind: str, inputs: Sequence[str], output: str) -> bytes:
-    node = b"".join(_field(1, name.encode()) for name in inputs)
-    node += _field(2, output.encode()) + _field(4, kind.encode())
-    if kind.endswith("Conv"):  # attribute: its name, its type (7: integers), the integers
-        pads = _field(1, b"pads") + b"".join(_field(8, 1) for _ in range(4)) + _field(20, 7)
-        node += _field(5, pads)
-    return node
-
-
-def _tensor(name: str, element: int, values: Array) -> bytes:
-    dims = b"".join(_field(1, size) for size in values.shape)
-    return dims + _field(2, element) + _field(8, name.encode()) + _field(9, values.tobytes())
-
-
-def _value(name: str, element: int) -> bytes:
-    sizes = (1, _CHANNELS, _SIDE, _SIDE)
-    shape = _field(2, b"".join(_field(1, _field(1, size)) for size in sizes))
-    return _field(1, name.encode()) + _field(2, _field(1, _field(1, element) + shape))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """One field of a protocol buffer: a number as a varint, all else with its length."""
-    if isinstance(value, int):
-        return bytes(_varint(number << 3)) + bytes(_varint(value))
-    return bytes(_varint((number << 3) | 2)) + bytes(_varint(len(value))) + value
-
-
-def _varint(value: int) -> Iterator[int]:
-    while value > 0x7F:
-        yield (value & 0x7F) | 0x80
-        value >>= 7
-    yield value
+def _model(nodes: Sequence[bytes], constants: Sequence[bytes], output: str, dtype: str) -> bytes:
+    shape = (1, _CHANNELS, _SIDE, _SIDE)
+    network = onnx_writer.graph(
+        "kernel",
+        nodes=nodes,
+        tensors=constants,
+        inputs=[onnx_writer.value("x", shape)],
+        outputs=[onnx_writer.value(output, shape, dtype)],
+    )
+    return onnx_writer.model(network, opset=13)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import onnx_file
+from compass_shared import onnx_writer
+
 from .torch_file import read_tensors
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Weights = Mapping[str, NDArray[np.generic]]
 
 CLASSES = 1000
+OPSET = 13
 BATCH_NORM_EPSILON = 1e-3
 STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
 """Stride of the first block of each stage; blocks of one stage have one width."""
@@ -118,16 +120,19 @@ class _Chain:
         self._add("Flatten", ["pooled"], "features")
         self._add("Gemm", ["features", "_fc.weight", "_fc.bias"], "scores", transB=1)
         self._add("Softmax", ["scores"], "probabilities", axis=1)
-        return onnx_file.model(
+        network = onnx_writer.graph(
+            "efficientnet-lite",
             nodes=self._nodes,
-            tensors=self._tensors,
-            inputs={"image": ("n", 3, side, side)},
-            outputs={"probabilities": ("n", CLASSES)},
-            name="efficientnet-lite",
+            tensors=[onnx_writer.tensor(name, array) for name, array in self._tensors.items()],
+            inputs=[onnx_writer.value("image", ("n", 3, side, side))],
+            outputs=[onnx_writer.value("probabilities", ("n", CLASSES))],
         )
+        return onnx_writer.model(network, opset=OPSET, producer="compass")
 
-    def _add(self, operator: str, inputs: list[str], output: str, **attributes: onnx_file.Attribute) -> None:
-        self._nodes.append(onnx_file.node(operator, inputs, output, **attributes))
+    def _add(
+        self, operator: str, inputs: list[str], output: str, **attributes: onnx_writer.Attribute
+    ) -> None:
+        self._nodes.append(onnx_writer.node(operator, inputs, [output], name=output, **attributes))
         self._last = output
 
 
