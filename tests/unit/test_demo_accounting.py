@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compass_coordinator.demo.accounting import accounting_problems
+from compass_coordinator.demo.accounting import Calls, accounting_problems
 
 PLANNED: Mapping[str, Any] = {
     "near": {"query": {"origin": "phone"}, "plan": {"placement": {"find": "phone", "read": "phone"}}},
@@ -28,10 +28,21 @@ def request(query: str, index: int, **changes: Any) -> dict[str, Any]:
         "error": None,
         "source": "assigned",
         "attempts": 1,
+        "epoch": {"coordinator": 1, "sequence": 1},
         "latency_s": 0.1,
         "segments": segments,
         **changes,
     }
+
+
+GIVEN: dict[tuple[str, int, int], Any] = {
+    **{(query, 1, 1): said["plan"] for query, said in PLANNED.items()},
+    ("near", 1, 2): PLANNED["far"]["plan"],
+}
+
+
+def problems_of(requests: list[dict[str, Any]], counters: Mapping[str, Calls]) -> list[str]:
+    return accounting_problems(requests, PLANNED, counters, GIVEN)
 
 
 def refused(index: int) -> dict[str, Any]:
@@ -47,21 +58,31 @@ SOUND = [request("near", 0), request("near", 1), request("far", 0), request("far
 
 
 def test_a_sound_phase_has_no_problems() -> None:
-    assert accounting_problems(SOUND, PLANNED, counted(read=2)) == []
-    assert accounting_problems([], PLANNED, {}) == []
+    assert problems_of(SOUND, counted(read=2)) == []
+    assert problems_of([], {}) == []
+
+
+def test_a_query_that_was_planned_again_ran_as_its_assignment_said() -> None:
+    elsewhere = [{"site": "phone", "operators": ["find"]}, {"site": "cloud", "operators": ["read"]}]
+    counters = counted(read=2)
+    counters["cloud"]["near", "read"] = 1
+    later = {"coordinator": 1, "sequence": 2}
+    assert problems_of([*SOUND, request("near", 2, segments=elsewhere, epoch=later)], counters) == []
+    (problem,) = problems_of([*SOUND, request("near", 2, segments=elsewhere)], counters)
+    assert "request 2 of near ran" in problem
 
 
 def test_a_fallback_ran_elsewhere_and_the_worker_may_have_answered_too_late() -> None:
     local = [{"site": "phone", "operators": ["find", "read"]}]
     second = request("far", 2, source="fallback", attempts=2, segments=local)
     for calls in (2, 3):
-        assert accounting_problems([*SOUND, second], PLANNED, counted(read=calls)) == []
+        assert problems_of([*SOUND, second], counted(read=calls)) == []
 
 
 def test_a_request_that_was_given_up_may_have_run() -> None:
     given_up = request("far", 2, error="DeadlineError", segments=[])
     for calls in (2, 3):
-        assert accounting_problems([*SOUND, given_up], PLANNED, counted(read=calls)) == []
+        assert problems_of([*SOUND, given_up], counted(read=calls)) == []
 
 
 @pytest.mark.parametrize(
@@ -92,23 +113,23 @@ def test_a_request_that_was_given_up_may_have_run() -> None:
     ],
 )
 def test_what_does_not_add_up_is_named(requests: list[dict[str, Any]], calls: int, said: str) -> None:
-    problems = accounting_problems(requests, PLANNED, counted(read=calls))
+    problems = problems_of(requests, counted(read=calls))
     assert any(said in problem for problem in problems), problems
 
 
 def test_what_a_worker_runs_for_a_query_of_its_own_is_no_call() -> None:
     own = request("there", 0, segments=[{"site": "cloud", "operators": ["find", "read"]}])
-    assert accounting_problems([*SOUND, own], PLANNED, counted(read=2)) == []
+    assert problems_of([*SOUND, own], counted(read=2)) == []
 
 
 def test_calls_that_no_origin_made_are_named() -> None:
     calls = counted(read=2)
     calls["edge"]["near", "find"] = 1
-    (problem,) = accounting_problems(SOUND, PLANNED, calls)
+    (problem,) = problems_of(SOUND, calls)
     assert problem == "edge ran find for near 1 times, its origin did not report it"
 
 
 def test_one_querys_late_answers_do_not_excuse_anothers_extra_calls() -> None:
     given_up = request("near", 2, error="DeadlineError", segments=[])
-    (problem,) = accounting_problems([*SOUND, given_up], PLANNED, counted(read=3))
+    (problem,) = problems_of([*SOUND, given_up], counted(read=3))
     assert problem == "cloud counted 3 calls of read for far, its origin 2"

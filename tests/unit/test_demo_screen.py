@@ -130,7 +130,5 @@ def test_the_hint_says_how_much_verdicts_rest_on() -> None:
     assert str(hint([{"a": ROW, "b": idle}, {"a": few}])).startswith(
         "Verdicts rest on 7 to 26 requests a query:"
     )
-    assert "requests a query, accuracies of streams on 3 to 3 clips:" in str(
-        hint([{"a": replace(ROW, clips=3)}])
-    )
+    assert "requests a query, accuracies of streams on 3 clips:" in str(hint([{"a": replace(ROW, clips=3)}]))
     assert hint([{"b": idle}]) is None

@@ -228,6 +228,8 @@ def _summary(console: Console, result: DemoResult) -> None:
         )
         for problem in phase.problems:
             console.print(f"[red]does not add up: {escape(problem)}[/red]")
+        if phase.replanned:
+            console.print(f"planned again while it served, with another result: {', '.join(phase.replanned)}")
         if phase.overruns:
             console.print(f"{phase.overruns} emulated calls took longer than they should have (overruns)")
     _totals(console, result)

@@ -11,13 +11,28 @@ Calls = Mapping[tuple[str, str], int]
 """(query, operator) -> calls."""
 
 
-def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mapping[str, Calls]) -> list[str]:
+AssignmentKey = tuple[str, int, int]
+"""(query, coordinator, sequence)."""
+
+
+def assignment_key(query: str, epoch: Json) -> AssignmentKey:
+    """What names one assignment of a query."""
+    return query, int(epoch["coordinator"]), int(epoch["sequence"])
+
+
+def accounting_problems(
+    requests: Sequence[Json],
+    planned: Json,
+    counters: Mapping[str, Calls],
+    given: Mapping[AssignmentKey, Json | None],
+) -> list[str]:
     """Everything that does not add up in one phase.
 
     Args:
         requests: Every request event of the phase.
         planned: Query -> decision with ``plan`` and ``query``.
         counters: Worker -> how often it ran each (query, operator) during the phase.
+        given: Assignment -> its plan: a fleet that plans again while it serves gives a query several.
 
     Returns:
         Sentences; empty when every request ended once, answered requests ran every operator where their plan
@@ -25,7 +40,7 @@ def accounting_problems(requests: Sequence[Json], planned: Json, counters: Mappi
     """
     return [
         *_ended_once(requests),
-        *_ran_as_planned(requests, planned),
+        *_ran_as_planned(requests, given),
         *_counted(requests, counters, {name: said["query"]["origin"] for name, said in planned.items()}),
     ]
 
@@ -40,12 +55,12 @@ def _ended_once(requests: Sequence[Json]) -> list[str]:
     return problems
 
 
-def _ran_as_planned(requests: Sequence[Json], planned: Json) -> list[str]:
+def _ran_as_planned(requests: Sequence[Json], given: Mapping[AssignmentKey, Json | None]) -> list[str]:
     problems = []
     for request in requests:
         if request.get("error") is not None or request["source"] != "assigned":
             continue
-        plan = planned[request["query"]]["plan"]
+        plan = given.get(assignment_key(request["query"], request["epoch"]))
         placement = {} if plan is None else plan["placement"]
         ran = [(name, segment["site"]) for segment in request["segments"] for name in segment["operators"]]
         if request["attempts"] == 1 and sorted(ran) != sorted(placement.items()):

@@ -54,6 +54,7 @@ def _phase(result: DemoResult, phase: PhaseResult) -> dict[str, Any]:
         "worker_calls": {name: _by_query(calls) for name, calls in phase.worker_calls.items()},
         "overruns": phase.overruns,
         "accounting_problems": list(phase.problems),
+        "replanned": list(phase.replanned),
         "requests": list(phase.requests),
     }
 

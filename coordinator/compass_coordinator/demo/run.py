@@ -53,6 +53,8 @@ class PhaseResult:
     overruns: int
     problems: tuple[str, ...]
     """What did not add up; see ``accounting``."""
+    replanned: tuple[str, ...]
+    """Queries whose plan was another one in the end: serving took other times than had been measured."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -202,8 +204,21 @@ async def _phase(stage: Stage, phase: str, seconds: float, result: DemoResult) -
         worker_calls=calls,
         overruns=sum(event["overruns"] for event in state.served.values())
         + sum(count.overruns for count in counted.values()),
-        problems=tuple(accounting_problems(requests, planned["queries"], calls)),
+        problems=tuple(accounting_problems(requests, planned["queries"], calls, state.given)),
+        replanned=_replanned(planned, state.planned),
     )
+
+
+def _replanned(first: Json, last: Json | None) -> tuple[str, ...]:
+    """Queries with another plan, or without one, in a later planning."""
+
+    def decided(planned: Json, query: str) -> object:
+        plan = planned["queries"].get(query, {}).get("plan")
+        return None if plan is None else (plan["config"], plan["placement"])
+
+    if last is None:
+        return ()
+    return tuple(query for query in first["queries"] if decided(first, query) != decided(last, query))
 
 
 async def _broker(options: DemoOptions, name: str, stack: contextlib.AsyncExitStack) -> tuple[str, str]:

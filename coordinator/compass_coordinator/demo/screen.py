@@ -209,12 +209,16 @@ def hint(phases: Sequence[Mapping[str, Served]]) -> str | None:
         return None
     sent = [row.sent for row in answered]
     clips = [row.clips for row in answered if row.clips is not None]
-    scored = f", accuracies of streams on {min(clips)} to {max(clips)} clips" if clips else ""
+    scored = f", accuracies of streams on {_range(clips)} clips" if clips else ""
     return (
-        f"Verdicts rest on {min(sent)} to {max(sent)} requests a query{scored}: "
+        f"Verdicts rest on {_range(sent)} requests a query{scored}: "
         "a p95 of so few is nearly the slowest one, and an accuracy can miss its SLO by chance. "
         "--seconds takes more."
     )
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def fixed_split_lines(pipelines: Iterable[Pipeline]) -> list[str]:

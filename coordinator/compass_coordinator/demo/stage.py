@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from compass_coordinator.demo.accounting import assignment_key
 from compass_coordinator.demo.agents import StageConfig, agent_options, cache_options, needed_bundles
 from compass_coordinator.demo.children import Child, Children
 from compass_coordinator.demo.state import StageState, WorkerCount
@@ -183,6 +184,7 @@ class Stage:
             del self.state.assignments[query]
         for query, assignment in event["assignments"].items():
             self.state.assignments[query] = {"device": child, **assignment}
+            self.state.given[assignment_key(query, assignment["epoch"])] = assignment["plan"]
 
     def _on_request(self, _child: str, event: Json) -> None:
         self.state.requests.append(event)

@@ -50,6 +50,8 @@ class StageState:
     """The coordinator's last plan."""
     assignments: dict[str, Json] = field(default_factory=dict)
     """Query -> assignment that its origin took."""
+    given: dict[tuple[str, int, int], Json | None] = field(default_factory=dict)
+    """(query, coordinator, sequence) -> plan of every assignment that its origin ever took."""
     requests: list[Json] = field(default_factory=list)
     """Of the phase that is being served."""
     loaded: set[str] = field(default_factory=set)
