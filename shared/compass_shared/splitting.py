@@ -31,11 +31,14 @@ def with_state_whole(problem: Problem) -> Problem:
 
     The state is where the plan runs: parts on several plans would each see only some of the requests.
     """
-    split = [query for query in problem.queries if query.divisible and keeps_state(problem, query)]
-    if not split:
+    if not any(query.divisible and keeps_state(problem, query) for query in problem.queries):
         return problem
-    whole = {query.name: replace(query, divisible=False) for query in split}
-    return replace(problem, queries=tuple(whole.get(query.name, query) for query in problem.queries))
+    return replace(problem, queries=tuple(whole_with_state(problem, query) for query in problem.queries))
+
+
+def whole_with_state(problem: Problem, query: Query) -> Query:
+    """The same for one query."""
+    return replace(query, divisible=False) if query.divisible and keeps_state(problem, query) else query
 
 
 def keeps_state(problem: Problem, query: Query) -> bool:

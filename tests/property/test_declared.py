@@ -82,7 +82,7 @@ def _least_cost(problem: Problem, query: Query) -> float:
 
 
 @given(problems(max_operators=3, max_variants=2, max_queries=2, loaded=True), seeds, st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_enumeration_search_and_templates_find_the_cheapest_plan_that_keeps_them(
     problem: Problem, seed: int, alike: bool
 ) -> None:
@@ -103,7 +103,7 @@ def test_enumeration_search_and_templates_find_the_cheapest_plan_that_keeps_them
 
 
 @given(problems(max_operators=3, max_variants=2, max_queries=3), seeds, st.sampled_from(sorted(POLICIES)))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_whole_fleets_and_fallbacks_keep_them(problem: Problem, seed: int, policy: str) -> None:
     problem = declared(problem, seed)
     # Whoever asks for it gets nothing in parts that state would be torn by.

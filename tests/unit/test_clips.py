@@ -246,9 +246,16 @@ def test_a_whole_grid_counts_requests(bundle: Bundle, store: ModelStore) -> None
         return host.bind("clips", operator.name, knobs)(inputs, state)
 
     pipeline = bundle.pipeline
-    found = measure_input(pipeline, list(pipeline.configs()), example, run=run, score=bundle.metric())
+    configs = list(pipeline.configs())
+    found = measure_input(
+        pipeline, configs, example, run=run, score=bundle.metric(), extra=bundle.extra_metrics()
+    )
     assert found.runs["find[stride=1]"] == FRAMES
     assert max(found.scores) == 1.0
+    done = _measured(_session(bundle, store), *map(pipeline.config_key, configs))
+    for name, scores in done.others.items():
+        expected = [None if one is None else (one.numerator, one.denominator) for one in scores.values()]
+        assert list(found.others[name]) == expected
 
 
 # --- devices --------------------------------------------------------------------------------------

@@ -202,6 +202,7 @@ def _start_worker(folder: Path, cache_root: Path, split: str, configs: Sequence[
         host=host,
         examples=load_examples(bundle, split, store),
         score=bundle.metric(),
+        extra=bundle.extra_metrics(),
     )
 
 
@@ -224,6 +225,7 @@ def _measure_one(index: int) -> InputResult:
             inputs, state
         ),
         score=_task["score"],
+        extra=_task["extra"],
     )
 
 
@@ -258,22 +260,31 @@ def _run_all(
 def _table(
     bundle: Bundle, split: str, configs: Sequence[Config], results: Sequence[InputResult]
 ) -> AccuracyTable:
-    count = len(results)
-    means, errors = aggregated(results)
     pipeline = bundle.pipeline
     metric = pipeline.metric
+    keys = [pipeline.config_key(config) for config in configs]
     return AccuracyTable(
         pipeline=pipeline.name,
         metric=metric.name if metric is not None else "",
         split=split,
-        configs={
-            pipeline.config_key(config): Accuracy(
-                mean=round(float(mean), 6), standard_error=round(float(error), 6), count=count
+        configs=_accuracies(keys, *aggregated(results), count=len(results)),
+        others={
+            extra.name: _accuracies(
+                keys, *_ratios(np.array([r.others[extra.name] for r in results])), count=len(results)
             )
-            for config, mean, error in zip(configs, means, errors, strict=True)
+            for extra in pipeline.extra_metrics
         },
         provenance=_provenance(bundle, results),
     )
+
+
+def _accuracies(
+    keys: Sequence[str], means: NDArray[np.float64], errors: NDArray[np.float64], *, count: int
+) -> dict[str, Accuracy]:
+    return {
+        key: Accuracy(mean=round(float(mean), 6), standard_error=round(float(error), 6), count=count)
+        for key, mean, error in zip(keys, means, errors, strict=True)
+    }
 
 
 def aggregated(results: Sequence[InputResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -284,10 +295,16 @@ def aggregated(results: Sequence[InputResult]) -> tuple[NDArray[np.float64], NDA
     """
     scores = np.array([result.scores for result in results])
     weights = np.array([result.denominators or [1.0] * len(result.scores) for result in results])
+    return _ratios(np.stack([scores, weights], axis=-1))
+
+
+def _ratios(counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``aggregated`` of numerators and denominators (inputs, configs, 2)."""
+    scores, weights = counts[..., 0], counts[..., 1]
     if not (totals := weights.sum(axis=0)).all():
         raise ProfileError("the metric counted nothing: its denominators are 0 on every input")
     ratios = scores.sum(axis=0) / totals
-    count = len(results)
+    count = len(counts)
     if count < 2:
         return ratios.clip(0.0, 1.0), np.zeros_like(ratios)
     residuals = scores - ratios * weights

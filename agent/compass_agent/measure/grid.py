@@ -7,7 +7,8 @@ next, so memory is bounded by one input's results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from compass_agent.measure.results_cache import ResultsCache
 from compass_agent.measure.scoring import MetricFunction, score_of
@@ -33,6 +34,8 @@ class InputResult:
     """Variant -> how often it really ran; of a clip each request counts."""
     denominators: tuple[float, ...] = ()
     """Of a ratio metric, what the scores are to be divided by; of others empty."""
+    others: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    """Extra metric -> numerator and denominator of every config."""
 
 
 def measure_input(
@@ -42,6 +45,7 @@ def measure_input(
     *,
     run: RunOperator,
     score: MetricFunction,
+    extra: Mapping[str, MetricFunction] = MappingProxyType({}),
 ) -> InputResult:
     """Score every config on one input.
 
@@ -51,24 +55,29 @@ def measure_input(
         example: Input and ground truth.
         run: Runs one operator.
         score: The pipeline's metric, ``score(output, truth)``.
+        extra: Its further metrics by name.
 
     Raises:
         MessageError: The input cannot be framed.
-        ProfileError: The metric failed, or gave what is no score.
+        ProfileError: A metric failed, or gave what is no score.
     """
     kind = "mean" if pipeline.metric is None else pipeline.metric.kind
+    kinds = {metric.name: metric.kind for metric in pipeline.extra_metrics}
     walk = Walk(pipeline, run=run, cache=ResultsCache())
     request = request_of(pipeline, example)
-    scored: dict[bytes, Score] = {}
-    found: dict[str, Score | None] = {}
+    scored: dict[bytes, tuple[Score, ...]] = {}
+    found: dict[str, tuple[Score, ...] | None] = {}
     for config in configs:
         output = walk.output(request, config)
         if output.problem is None and output.digest not in scored:
             value = walk.value(pipeline.output, output)
-            scored[output.digest] = score_of(score, kind, value, example)
+            scored[output.digest] = (
+                score_of(score, kind, value, example),
+                *(score_of(function, kinds[name], value, example) for name, function in extra.items()),
+            )
         found[pipeline.config_key(config)] = None if output.problem is not None else scored[output.digest]
-    scores = filled(found)
-    ordered = [scores[pipeline.config_key(config)] for config in configs]
+    keys = [pipeline.config_key(config) for config in configs]
+    ordered, *others = (_filled(found, keys, at) for at in range(1 + len(extra)))
     seconds, runs = _summed(walk.runs)
     return InputResult(
         name=example.name,
@@ -78,7 +87,17 @@ def measure_input(
         seconds=seconds,
         runs=runs,
         denominators=tuple(one.denominator for one in ordered) if kind == "ratio" else (),
+        others={
+            name: tuple((one.numerator, one.denominator) for one in scores)
+            for name, scores in zip(extra, others, strict=True)
+        },
     )
+
+
+def _filled(found: Mapping[str, tuple[Score, ...] | None], keys: Sequence[str], metric: int) -> list[Score]:
+    """Scores of one metric in the order of these configs, 0 for those without an output."""
+    scores = filled({key: None if every is None else every[metric] for key, every in found.items()})
+    return [scores[key] for key in keys]
 
 
 def _summed(done: Sequence[OperatorRun]) -> tuple[dict[str, float], dict[str, int]]:

@@ -22,6 +22,7 @@ from compass_coordinator.planner.unplaceable import unplaceable
 from compass_shared.plan import Plan
 from compass_shared.problem import Problem, SiteLoad
 from compass_shared.query import Query
+from compass_shared.splitting import whole_with_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,6 +102,7 @@ def find_candidates(problem: Problem, query: Query, policy: Policy = anywhere) -
     Raises:
         PlanningError: If the origin or pipeline is unknown, or the space too large to enumerate.
     """
+    query = whole_with_state(problem, query)
     if (refusal := unplaceable(problem, query, policy)) is not None:
         return refusal
     space = build_space(problem, query, policy(problem, query))

@@ -34,7 +34,7 @@ from compass_shared.problem import Problem
 from compass_shared.query import Query
 from compass_shared.queueing import SiteMix
 from compass_shared.site import cores_resource, link_resource
-from compass_shared.splitting import in_parts, whole_name
+from compass_shared.splitting import in_parts, whole_name, whole_with_state
 
 MAX_PLANS = 300_000
 """Spaces above this are looked at in part: the origin with one other site at a time."""
@@ -130,7 +130,7 @@ def explain_choice(
     Raises:
         PlanningError: If there is no such query, or its pipeline or origin is not known.
     """
-    query = _query(problem, query_name)
+    query = whole_with_state(problem, _query(problem, query_name))
     view = _view(problem, fleet_plan, query)
     placements, partial = _placements(problem, query, policy)
     space = _measured(problem, query, placements)
