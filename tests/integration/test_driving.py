@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from compass_agent.bundles import Bundle, load_bundle
-from compass_agent.models import ModelStore
-from compass_agent.operators import OperatorHost
-from compass_shared.errors import ModelLoadError
-from compass_shared.model_cache import ModelCache, default_cache_dir
-from compass_shared.values import KnobValue, State
+from support.applications import Application, application
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "driving"
+    from compass_shared.values import KnobValue
+
 CLASSIFIERS = {"lite0": 224, "lite1": 240, "lite2": 260}
 BULL_MASTIFF, JEEP = 243, 609
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
 
-class Car(NamedTuple):
-    """The installed bundle, with its models and pictures at hand."""
-
-    bundle: Bundle
-    host: OperatorHost
-    files: dict[str, Path]
-
-    def module(self, name: str) -> Any:
-        return importlib.import_module(f"{self.bundle.package}.{name}")
+class Car(Application):
+    """The installed bundle, with its pictures at hand."""
 
     def picture(self, name: str) -> NDArray[np.uint8]:
         if name == "people":
             with np.load(self.files[name]) as data:
                 return np.asarray(data["rgb"])
         return np.asarray(Image.open(self.files[name]).convert("RGB"))
-
-    def run(self, operator: str, inputs: Mapping[str, Any], **knobs: KnobValue) -> Any:
-        bound = self.host.bind("driving", operator, knobs)
-        return bound(inputs, State()) if bound.operator.stateful else bound(inputs)
 
     def drive(self, frames: list[Any], *, stride: int = 1) -> list[Any]:
         """What the pipeline makes of a clip, operator by operator."""
@@ -61,29 +43,12 @@ class Car(NamedTuple):
             "crop": {"codec": "jpeg-90"},
             "classify": {"model": "lite0"},
         }
-        operators = {
-            each.name: self.host.bind("driving", each.name, knobs.get(each.name, {}))
-            for each in self.bundle.pipeline.operators
-        }
-        states = {name: State() for name in operators}
-        made = []
-        for frame in frames:
-            values: dict[str, Any] = {"request": frame}
-            for name, bound in operators.items():
-                values[name] = bound({up: values[up] for up in bound.operator.inputs}, states[name])
-            made.append(values)
-        return made
+        return self.play(frames, knobs)
 
 
 @pytest.fixture(scope="module")
 def car() -> Car:
-    bundle = load_bundle(FOLDER)
-    store = ModelStore(ModelCache(default_cache_dir(os.environ)))
-    try:
-        files = {name: bundle.fetch(name, store) for name in bundle.pipeline.models}
-    except ModelLoadError as error:
-        pytest.skip(f"its models cannot be downloaded: {error}")
-    return Car(bundle, OperatorHost([bundle], store), files)
+    return application("driving", Car)
 
 
 def overlap(found: Any, box: tuple[float, ...], size: tuple[int, int]) -> NDArray[np.float64]:

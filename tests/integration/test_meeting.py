@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from compass_agent.bundles import Bundle, load_bundle
-from compass_agent.models import ModelStore
-from compass_agent.operators import OperatorHost
-from compass_shared.errors import ModelLoadError
-from compass_shared.model_cache import ModelCache, default_cache_dir
 from compass_shared.values import State
+from support.applications import Application, application
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "meeting"
 RATE_HZ = 16_000
 PRESIDENT = (
     "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
@@ -28,28 +20,18 @@ LIGHT, HEAVY = "moonshine-tiny", "whisper-base"
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
 
-class Meeting(NamedTuple):
-    """The installed bundle with its models at hand."""
-
-    bundle: Bundle
-    host: OperatorHost
-    paths: dict[str, Path]
-
-    def module(self, name: str) -> Any:
-        return importlib.import_module(f"{self.bundle.package}.{name}")
-
-    def run(self, operator: str, inputs: dict[str, Any], knobs: dict[str, Any]) -> Any:
-        return self.host.run("meeting", operator, inputs, knobs)
+class Meeting(Application):
+    """The installed bundle with its recordings at hand."""
 
     def recording(self) -> Any:
-        sound, rate_hz = soundfile.read(self.paths["recording-jfk"], dtype="float32")
+        sound, rate_hz = soundfile.read(self.files["recording-jfk"], dtype="float32")
         assert rate_hz == RATE_HZ
         return sound
 
     def spoken(self, *sentences: str) -> list[Any]:
         said = self.module("speech").spoken(
             [("ben", sentence) for sentence in sentences],
-            {"voice": self.paths["speech-voice"], "voice-config": self.paths["speech-voice-config"]},
+            {"voice": self.files["speech-voice"], "voice-config": self.files["speech-voice-config"]},
         )
         return list(said.values())
 
@@ -63,32 +45,15 @@ class Meeting(NamedTuple):
             "transcribe": {"model": transcriber},
             "notes": {"ranking": ranking},
         }
-        operators = {
-            each.name: self.host.bind("meeting", each.name, knobs.get(each.name, {}))
-            for each in self.bundle.pipeline.operators
-        }
-        states = {name: State() for name in operators}
         hops = -(-len(sound) // RATE_HZ)
         samples = np.zeros(hops * RATE_HZ, np.int16)
         samples[: len(sound)] = np.round(np.clip(sound, -1, 1) * 32767)
-        made = []
-        for hop in samples.reshape(hops, RATE_HZ):
-            values: dict[str, Any] = {"request": hop}
-            for name, bound in operators.items():
-                values[name] = bound({up: values[up] for up in bound.operator.inputs}, states[name])
-            made.append(values)
-        return made
+        return self.play(list(samples.reshape(hops, RATE_HZ)), knobs)
 
 
 @pytest.fixture(scope="module")
 def meeting() -> Meeting:
-    bundle = load_bundle(FOLDER)
-    store = ModelStore(ModelCache(default_cache_dir(os.environ)))
-    try:
-        paths = {name: bundle.fetch(name, store) for name in bundle.pipeline.models}
-    except ModelLoadError as error:
-        pytest.skip(f"its models cannot be downloaded: {error}")
-    return Meeting(bundle, OperatorHost([bundle], store), paths)
+    return application("meeting", Meeting)
 
 
 def silence(seconds: float) -> Any:
@@ -102,7 +67,7 @@ def with_pauses(*sounds: Any) -> Any:
 @pytest.mark.parametrize("transcriber", [LIGHT, "whisper-tiny-en-int8", "whisper-base-int8", HEAVY])
 def test_every_transcriber_writes_a_known_recording_down(meeting: Meeting, transcriber: str) -> None:
     utterance = {"start_s": 0.0, "end_s": 11.0, "sound": meeting.recording()}
-    (said,) = meeting.run("transcribe", {"voice": [utterance]}, {"model": transcriber})
+    (said,) = meeting.run("transcribe", {"voice": [utterance]}, model=transcriber)
     assert meeting.module("metric").words(said["text"]) == PRESIDENT.split()
 
 
@@ -149,7 +114,7 @@ def outputs_said(outputs: list[Any]) -> list[str]:
 def test_sentences_of_like_meaning_point_alike(meeting: Meeting) -> None:
     texts = ["The lorry was late.", "The truck did not arrive in time.", "Our soup needs more salt."]
     said = [{"start_s": 0.0, "end_s": 1.0, "text": text} for text in texts]
-    late, truck, soup = meeting.run("embed", {"transcribe": said}, {})
+    late, truck, soup = meeting.run("embed", {"transcribe": said})
     assert np.linalg.norm(late) == pytest.approx(1.0, abs=1e-5)
     assert late @ truck > max(late @ soup, truck @ soup) + 0.05
 

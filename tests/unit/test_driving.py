@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import pickle
 import sys
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -22,29 +22,16 @@ from PIL import Image
 from compass_shared.fleet_file import load_fleet
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.values import State
+from support.applications import EXAMPLES, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "driving"
+FOLDER = EXAMPLES / "driving"
 
-
-def bundle_module(name: str) -> Any:
-    package = "driving_under_test"
-    if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            package, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
-
-
+bundle_module = partial(module_of, "driving")
 camera, detector, efficientnet, faces, kinds, metric, operators, risk, road, torch_file, tracking, watch = (
     map(
         bundle_module,

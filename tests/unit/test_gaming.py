@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +17,17 @@ from PIL import Image
 from compass_shared.fleet_file import load_fleet
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.values import State
+from support.applications import EXAMPLES, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "gaming"
+FOLDER = EXAMPLES / "gaming"
 ANGLES = st.floats(-3.0, 3.0)
 
-
-def bundle_module(name: str) -> Any:
-    package = "gaming_under_test"
-    if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            package, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
-
-
+bundle_module = partial(module_of, "gaming")
 clips, detection, drawn_hands, gestures, metric, operators, regions, subjects = map(
     bundle_module,
     ("clips", "detection", "drawn_hands", "gestures", "metric", "operators", "regions", "subjects"),

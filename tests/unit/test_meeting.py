@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import struct
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +15,17 @@ from compass_agent.runtimes import open_runtime
 from compass_shared.fleet_file import load_fleet
 from compass_shared.pipeline_file import load_pipeline
 from compass_shared.values import State
+from support.applications import EXAMPLES, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from compass_agent.runtimes import LoadedModel
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "meeting"
+FOLDER = EXAMPLES / "meeting"
 RATE_HZ = 16_000
 
-
-def bundle_module(name: str) -> Any:
-    package = "meeting_under_test"
-    if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            package, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
-
-
+bundle_module = partial(module_of, "meeting")
 meetings, metric, minutes, operators, speech, transcribers, voice, whisper_models, wordpiece = map(
     bundle_module,
     (

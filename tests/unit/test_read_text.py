@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,28 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from support.applications import module_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "read_text"
-
-
-def bundle_module(name: str) -> Any:
-    package = "read_text_under_test"
-    if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            package, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[package] = module
-        spec.loader.exec_module(module)
-    return importlib.import_module(f"{package}.{name}")
-
-
+bundle_module = partial(module_of, "read_text")
 metric = bundle_module("metric")
 operators = bundle_module("operators")
 pages = bundle_module("pages")
