@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from compass_agent.deadline import Deadline
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace, Paced
 from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
-from compass_shared.errors import DeadlineError, MessageError, RefusedError
+from compass_shared.errors import MessageError, RefusedError
 from compass_shared.framing import framed_size
 from compass_shared.pipeline import Config, Operator, Pipeline, variant_key
 
@@ -31,39 +32,6 @@ MAX_WAITING = 64
 
 _NEWEST = 0.1
 """Weight of the newest duration in the running mean."""
-
-
-class Deadline:
-    """A time until which something is wanted; it is looked at between operators, never inside one.
-
-    Args:
-        what: What is waited for, for the error.
-        allowed_s: Time from now.
-        clock: The time.
-    """
-
-    def __init__(self, what: str, allowed_s: float, *, clock: Clock | None = None) -> None:
-        self._what = what
-        self._allowed_s = allowed_s
-        self._clock = clock or MonotonicClock()
-        self._until_s = self._clock.now_s() + allowed_s
-
-    def remaining_s(self) -> float:
-        """Time that is left; negative when it has passed."""
-        return self._until_s - self._clock.now_s()
-
-    def give_up(self) -> None:
-        """Nobody waits any more: the next check fails."""
-        self._until_s = -math.inf
-
-    def check(self) -> None:
-        """Go on only in time.
-
-        Raises:
-            DeadlineError: If it has passed or was given up.
-        """
-        if not self.remaining_s() > 0:  # NaN, from the wire, is no time either
-            raise DeadlineError(self._what, self._allowed_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

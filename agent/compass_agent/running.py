@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from compass_agent.data import call_of, call_segment
+from compass_agent.deadline import Deadline
 from compass_agent.events import RunSegment, SegmentDone, SegmentFailed
-from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.execution import LocalPool, SegmentResult, run_segment
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.routes import LinkProxies

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from compass_shared.values import State
 
 if TYPE_CHECKING:
-    from compass_agent.execution import Deadline
+    from compass_agent.deadline import Deadline
 
 MAX_QUERIES = 256
 """Queries whose states are kept; each has as many cells as its pipeline has stateful operators."""

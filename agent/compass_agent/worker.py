@@ -28,7 +28,8 @@ import msgspec
 from aiohttp import web
 
 from compass_agent.counters import QueryCounter, WorkerCounters
-from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.deadline import Deadline
+from compass_agent.execution import LocalPool, SegmentResult, run_segment
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace
 from compass_agent.places import Places

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from compass_agent.bundles import Bundle, load_bundle
-from compass_agent.execution import Deadline, LocalPool, SegmentResult, run_segment
+from compass_agent.deadline import Deadline
+from compass_agent.execution import LocalPool, SegmentResult, run_segment
 from compass_agent.models import ModelStore
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace

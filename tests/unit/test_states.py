@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from compass_agent.execution import Deadline
+from compass_agent.deadline import Deadline
 from compass_agent.states import StateBook
 from compass_agent.streams import MAX_STREAMS, Streams
 from compass_shared.clock import VirtualClock
