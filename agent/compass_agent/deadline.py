@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import DeadlineError
@@ -39,3 +42,29 @@ class Deadline:
         """
         if not self.remaining_s() > 0:  # NaN, from the wire, is no time either
             raise DeadlineError(self._what, self._allowed_s)
+
+
+_PRESENT: ContextVar[Deadline | None] = ContextVar("present_deadline", default=None)
+
+
+@contextmanager
+def present(deadline: Deadline | None) -> Iterator[None]:
+    """Make this the deadline of what runs in this thread meanwhile."""
+    token = _PRESENT.set(deadline)
+    try:
+        yield
+    finally:
+        _PRESENT.reset(token)
+
+
+def left_s(most_s: float) -> float:
+    """Time that what waits for others may take here: until the present deadline, ``most_s`` at most.
+
+    Raises:
+        DeadlineError: If it has passed.
+    """
+    deadline = _PRESENT.get()
+    if deadline is None:
+        return most_s
+    deadline.check()
+    return min(most_s, deadline.remaining_s())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from compass_agent.deadline import Deadline
+from compass_agent.deadline import Deadline, present
 from compass_agent.operators import OperatorHost
 from compass_agent.pace import Pace, Paced
 from compass_shared.calls import OperatorTiming
@@ -104,7 +104,8 @@ def run_segment(  # noqa: PLR0913  # what runs, on what, and how
         if deadline is not None:
             deadline.check()
         inputs = {name: made[name] for name in step.inputs}
-        done = paced(step, run, inputs)
+        with present(deadline):
+            done = paced(step, run, inputs)
         made[step.name] = done.value
         ran.append(done)
         items.append(run.items_in(inputs))

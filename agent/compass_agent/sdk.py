@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -131,7 +131,7 @@ class Agent:
             pipeline, value, query=query, deadline_s=deadline_s, new_stream=new_stream
         )
 
-    def declare(
+    def declare(  # noqa: PLR0913  # a query is that many numbers, all by name
         self,
         name: str,
         pipeline: str,
@@ -142,15 +142,22 @@ class Agent:
         cost_usd_per_1000: float,
         weight: float = 1.0,
         divisible: bool = False,
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Ask the coordinator to serve a query of this device.
 
-        ``divisible`` allows it to split the requests over several plans, or to serve only a part of them.
+        ``divisible`` allows it to split the requests over several plans, or to serve only a part of them;
+        ``metrics`` are the least means of the pipeline's extra metrics.
 
         Raises:
             ConfigError: If a number makes no sense or the pipeline is not installed.
         """
-        slo = Slo(latency_p95_s=latency_p95_s, accuracy=accuracy, cost_usd_per_1000=cost_usd_per_1000)
+        slo = Slo(
+            latency_p95_s=latency_p95_s,
+            accuracy=accuracy,
+            cost_usd_per_1000=cost_usd_per_1000,
+            metrics=dict(metrics or {}),
+        )
         query = Query(
             name=name,
             origin=self.shell.config.name,

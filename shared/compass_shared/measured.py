@@ -54,7 +54,7 @@ class OperatorRun(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     """Key from ``pipeline.variant_key``."""
     cpu_s: float
-    """Thread CPU seconds; loading the model is not in it."""
+    """Thread CPU seconds, of operators that ask an endpoint the wall time; loading the model is not in it."""
     wall_s: float
     output_bytes: int
     """Size of the encoded output; 0 where it failed."""

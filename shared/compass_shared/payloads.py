@@ -122,7 +122,11 @@ def _mapped(value: Value, change: Callable[[Array], Value]) -> Value:
 def _to_f16(array: Array, _: int) -> dict[str, Value] | None:
     if array.dtype.kind != "f":
         return None
-    return {"data": array.astype(np.float16), "dtype": array.dtype.str}
+    with np.errstate(over="ignore"):
+        halves = np.asarray(array, np.float16)
+    if np.isinf(halves).any() and not np.isinf(array).any():
+        raise ValueError(f"f16 takes numbers up to {np.finfo(np.float16).max:g}")
+    return {"data": halves, "dtype": array.dtype.str}
 
 
 def _from_f16(value: Mapping[str, Value]) -> Value:
@@ -137,7 +141,7 @@ def _to_u8(array: Array, _: int) -> dict[str, Value] | None:
         raise ValueError("u8 takes finite numbers")
     least = float(numbers.min()) if numbers.size else 0.0
     step = (float(numbers.max()) - least) / 255 if numbers.size else 0.0
-    levels = np.round((numbers - least) / (step or 1.0)).astype(np.uint8)
+    levels = np.asarray(np.round((numbers - least) / (step or 1.0)), np.uint8)
     return {"data": levels, "least": least, "step": step, "dtype": array.dtype.str}
 
 
@@ -160,7 +164,7 @@ def _to_image(form: str) -> Callable[[Array, int], dict[str, Value] | None]:
         buffer = io.BytesIO()
         options: dict[str, Any] = {"quality": quality} if quality else {}
         Image.fromarray(array).save(buffer, form, **options)
-        return {"data": buffer.getvalue()}
+        return {"data": buffer.getvalue(), "grey": array.ndim == _IMAGE_DIMENSIONS[0]}
 
     return encode
 
@@ -172,7 +176,8 @@ def _from_image(value: Mapping[str, Value]) -> Value:
         with Image.open(io.BytesIO(_bytes(value)), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > MAX_SAMPLES:
                 raise ValueError(f"an image of {image.width} x {image.height} is too large")
-            return np.asarray(image)
+            # WebP has no grey; that the image had none of the others is in the file.
+            return np.asarray(image.convert("L") if value.get("grey") else image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"a damaged image: {error}") from error
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from compass_agent.deadline import Deadline, present
 from compass_agent.runtimes import installed_runtimes
 from compass_agent.runtimes.openai import ChatEndpoint, EndpointSettings, open_endpoint, settings_of
-from compass_shared.errors import InferenceError, ModelLoadError
+from compass_shared.errors import DeadlineError, InferenceError, ModelLoadError
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 
@@ -28,6 +29,8 @@ class Server:
         self.keys: list[str | None] = []
         self.connections = 0
         self.hang_up = False
+        self.release = threading.Event()
+        self.release.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,6 +46,7 @@ class Server:
             def do_POST(self) -> None:
                 outer.keys.append(self.headers["Authorization"])
                 outer.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                outer.release.wait(10)
                 self._reply(outer.status, outer.answer)
                 self.close_connection = outer.hang_up
 
@@ -50,7 +54,8 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None: ...
 
@@ -156,3 +161,13 @@ def test_settings_are_checked(environment: dict[str, str], problem: str) -> None
 def test_it_takes_messages_not_arrays(chat: ChatEndpoint) -> None:
     with pytest.raises(InferenceError, match=r"model\.complete"):
         chat.run({})
+
+
+def test_a_slow_endpoint_is_given_up_at_the_requests_deadline(server: Server, chat: ChatEndpoint) -> None:
+    server.release.clear()
+    with present(Deadline("a request", 0.05)), pytest.raises(InferenceError, match="does not answer"):
+        chat.complete(MESSAGES)
+    server.release.set()
+    assert chat.complete(MESSAGES) == "Hello."
+    with present(Deadline("a request", 0.0)), pytest.raises(DeadlineError):
+        chat.complete(MESSAGES)

@@ -104,7 +104,19 @@ def test_what_is_damaged_is_refused(damaged: Mapping[str, Any]) -> None:
         decode_payload(damaged)
 
 
+@pytest.mark.parametrize("codec", ["png", "jpeg-90", "webp-90"])
+def test_grey_stays_grey(codec: str) -> None:
+    assert there_and_back(SMOOTH, codec).shape == SMOOTH.shape
+
+
+@pytest.mark.parametrize("codec", ["f16", "u8"])
+def test_a_single_number_is_an_array_too(codec: str) -> None:
+    assert there_and_back(np.array(0.5, np.float32), codec) == 0.5
+
+
 def test_what_cannot_be_encoded_is_refused() -> None:
+    with pytest.raises(ValueError, match="up to 65504"):
+        encode_payload(np.array([1e9], np.float32), "f16")
     loud = np.array([np.nan, 1], np.float32)
     for codec in ("u8", "pcm16", "flac"):
         with pytest.raises(ValueError, match="finite"):

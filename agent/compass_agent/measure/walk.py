@@ -37,7 +37,7 @@ from compass_agent.states import StateBook
 from compass_shared.errors import InferenceError, MessageError
 from compass_shared.framing import decode_value
 from compass_shared.measured import OperatorRun, RequestRun
-from compass_shared.pipeline import REQUEST, Config, Knobs, Operator, Pipeline, variant_key
+from compass_shared.pipeline import ENDPOINT_CLASS, REQUEST, Config, Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import Example, State, Value
 
 
@@ -190,6 +190,8 @@ class Walk:
         except InferenceError as error:
             made = error
         cpu_s, wall_s = time.thread_time() - cpu_s, time.perf_counter() - wall_s
+        if operator.speed_class == ENDPOINT_CLASS:
+            cpu_s = wall_s  # another machine works meanwhile: its time is what a request and a budget pay
         result = failure(str(made)) if isinstance(made, InferenceError) else _framed(operator, made)
         return replace(result, cpu_s=cpu_s, wall_s=wall_s, items=items_in(operator, inputs))
 

@@ -44,7 +44,7 @@ def make_model(
         raise ModelLoadError(str(error)) from error
     try:
         made = function(dict(parts))
-    except Exception as error:  # it is the bundle's code, which may raise anything
+    except (Exception, SystemExit) as error:  # it is the bundle's code, which may raise anything
         raise ModelLoadError(f"{ref.uri} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, bytes):
         raise ModelLoadError(f"{ref.uri} made {type(made).__name__}, not bytes")

@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from compass_agent.deadline import left_s
 from compass_shared.errors import InferenceError, ModelLoadError
 from compass_shared.model_ref import is_loopback
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PREFIX = "COMPASS_ENDPOINT_"
 TIMEOUT_S = 120.0
-"""For one completion."""
+"""For one completion, if its request has no deadline before that."""
 REACH_TIMEOUT_S = 5.0
 """For the first look at the endpoint."""
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
@@ -212,6 +213,9 @@ class ChatEndpoint:
         headers = {**self._headers(), "Content-Type": "application/json"}
         keep = False
         try:
+            connection.timeout = left_s(self._timeout_s)
+            if connection.sock is not None:
+                connection.sock.settimeout(connection.timeout)
             connection.request("POST", self._path(path), body, headers)
             response = connection.getresponse()
             data = response.read(MAX_ANSWER_BYTES + 1)

@@ -28,12 +28,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     submit.add_argument("--latency", type=float, required=True, metavar="S", help="p95 in seconds")
     submit.add_argument("--accuracy", type=float, required=True, help="least mean of the metric, in [0, 1]")
     submit.add_argument("--cost", type=float, required=True, metavar="USD", help="most per 1,000 requests")
+    submit.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        type=_floor,
+        metavar="NAME=LEAST",
+        help="least mean of an extra metric of the pipeline, in [0, 1]; repeatable",
+    )
     submit.add_argument("--weight", type=float, default=1.0, help="how much it counts (default: 1)")
     submit.add_argument(
         "--divisible", action="store_true", help="it may be split over several plans, or served in part"
     )
     submit.set_defaults(run=_submit)
     withdraw.set_defaults(run=_withdraw)
+
+
+def _floor(text: str) -> tuple[str, float]:
+    name, _, least = text.partition("=")
+    try:
+        return name, float(least)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=LEAST, as in hit_rate=0.8") from None
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -44,7 +60,12 @@ def _submit(args: argparse.Namespace) -> int:
         rate_hz=args.rate,
         weight=args.weight,
         divisible=args.divisible,
-        slo=Slo(latency_p95_s=args.latency, accuracy=args.accuracy, cost_usd_per_1000=args.cost),
+        slo=Slo(
+            latency_p95_s=args.latency,
+            accuracy=args.accuracy,
+            cost_usd_per_1000=args.cost,
+            metrics=dict(args.metric),
+        ),
     )
     payload = codec.encode(QueryMessage(query=check_query(query)))
     asyncio.run(_publish(args, payload))
