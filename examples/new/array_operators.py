@@ -40,15 +40,18 @@ def predict(inputs: Inputs, knobs: Knobs, model: Model | None) -> Value:  # noqa
 
 
 def run(array: NDArray[np.generic], model: Model) -> NDArray[np.generic]:
-    """What the model makes of an array: its first output."""
-    feed = array[None] if settings.BATCHED else array
-    first = np.asarray(next(iter(model.run({model.input_names[0]: np.ascontiguousarray(feed)}).values())))
-    return first[0] if settings.BATCHED else first
+    """What the model makes of an array, with or without a dimension for the batch."""
+    feed = array.astype(settings.DTYPE, copy=False)
+    if settings.BATCHED and feed.ndim < settings.RANK:
+        feed = feed[None]
+    made = np.asarray(model.run({model.input_names[0]: np.ascontiguousarray(feed)})[settings.OUTPUT])
+    return made[0] if settings.BATCHED else made
 
 
 def decide(inputs: Inputs, knobs: Knobs, model: Model | None) -> Value:  # noqa: ARG001
     """The likeliest class; an output that is no list of classes is passed on."""
     scores = np.asarray(inputs["predict"])
+    scores = scores.reshape(-1) if scores.size == max(scores.shape, default=0) else scores
     if scores.ndim != 1:
         return scores
     best = int(scores.argmax())

@@ -47,7 +47,7 @@ def predict(inputs: Inputs, knobs: Knobs, model: Model | None) -> Value:  # noqa
 
 
 def run(picture: NDArray[np.uint8], model: Model) -> NDArray[np.floating]:
-    """What the model makes of ``(height, width, 3)`` or ``(height, width)`` pixels: its first output."""
+    """What the model makes of ``(height, width, 3)`` or ``(height, width)`` pixels."""
     resized = Image.fromarray(picture).resize((settings.WIDTH, settings.HEIGHT), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized).reshape(settings.HEIGHT, settings.WIDTH, settings.CHANNELS)
     if settings.BLUE_FIRST:
@@ -59,13 +59,14 @@ def run(picture: NDArray[np.uint8], model: Model) -> NDArray[np.floating]:
         pixels = pixels.transpose(2, 0, 1)
     feed = pixels[None] if settings.BATCHED else pixels
     outputs = model.run({model.input_names[0]: np.ascontiguousarray(feed)})
-    first = np.asarray(next(iter(outputs.values())), np.float32)
-    return first[0] if settings.BATCHED else first
+    made = np.asarray(outputs[settings.OUTPUT], np.float32)
+    return made[0] if settings.BATCHED else made
 
 
 def decide(inputs: Inputs, knobs: Knobs, model: Model | None) -> Value:  # noqa: ARG001
     """The likeliest class; an output that is no list of classes is passed on."""
     scores = np.asarray(inputs["predict"])
+    scores = scores.reshape(-1) if scores.size == max(scores.shape, default=0) else scores
     if scores.ndim != 1:
         return scores
     best = int(scores.argmax())

@@ -16,6 +16,11 @@ BLUE_FIRST = False
 """Whether it takes BGR rather than RGB."""
 BATCHED = True
 """Whether its input has a batch dimension."""
+RANK = 4
+"""Dimensions of its input, that of the batch included."""
+DTYPE = "float32"
+OUTPUT = "scores"
+"""Which of its outputs is taken."""
 LABELS: tuple[str, ...] = ()
 """Name of each class, in the order of the model's output; empty: classes are numbers."""
 LABELLED = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,8 @@ def tensor(*shape: int | None, dtype: str = "float32") -> Tensor:
 )
 def test_a_signature_says_how_to_feed_a_model(declared: Tensor, wanted: ModelShape) -> None:
     found = shape_of([declared], [Tensor(name="y", dtype="float32", shape=(None, 4, 4))])
-    assert found == wanted
+    assert replace(found, rank=wanted.rank, dtype=wanted.dtype, output=wanted.output) == wanted
+    assert (found.rank, found.dtype, found.output) == (len(declared.shape), declared.dtype, "y")
 
 
 def test_classes_are_counted_where_there_is_one_list() -> None:
@@ -65,6 +68,14 @@ def test_classes_are_counted_where_there_is_one_list() -> None:
     assert (
         shape_of([tensor(None, 2)], [Tensor(name="y", dtype="float32", shape=(None, 8, 8))]).classes is None
     )
+
+
+def test_the_output_with_scores_is_taken() -> None:
+    label = Tensor(name="label", dtype="int64", shape=(None,))
+    pixel = Tensor(name="pixel", dtype="float32", shape=(None, 5, 1, 1))
+    assert shape_of([tensor(None, 2)], [label, SCORES]).output == "y"
+    found = shape_of([tensor(None, 3, 8, 8)], [pixel])
+    assert (found.output, found.classes) == ("pixel", 5)
 
 
 def test_a_model_with_several_inputs_is_refused() -> None:
@@ -134,6 +145,33 @@ def test_without_labels_agreement_is_measured(tmp_path: Path, model: Path, array
     outputs, score = run_all(tmp_path / "greater", tmp_path / "cache")
     assert score == 1.0
     assert set(outputs) <= {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    "written", [lambda pair: pair[None], lambda pair: pair.astype(np.float64)], ids=["batch", "float64"]
+)
+def test_arrays_may_have_a_batch_and_other_numbers(
+    tmp_path: Path, model: Path, arrays: Path, written: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    for path in arrays.rglob("*.npy"):
+        np.save(path, written(np.load(path)))
+    write_bundle(new(model, arrays), tmp_path / "greater")
+    assert run_all(tmp_path / "greater", tmp_path / "cache")[1] == 1.0
+
+
+def test_a_model_that_does_not_take_the_inputs_is_refused(tmp_path: Path, model: Path, arrays: Path) -> None:
+    for path in arrays.rglob("*.npy"):
+        np.save(path, np.zeros(3, np.float32))
+    with pytest.raises(ConfigError, match="does not take the inputs"):
+        write_bundle(new(model, arrays), tmp_path / "greater")
+    assert not (tmp_path / "greater").exists()
+
+
+def test_a_model_in_several_files_is_refused(tmp_path: Path, model: Path, arrays: Path) -> None:
+    found = new(model, arrays)
+    model.write_bytes(b"no model any more")
+    with pytest.raises(ConfigError, match="does not open where it was copied to"):
+        write_bundle(found, tmp_path / "greater")
 
 
 def test_the_command_says_what_comes_next(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compass_agent.runtimes.base import Tensor
 from compass_shared.errors import ConfigError
@@ -13,6 +13,7 @@ DEFAULT_SIDE = 224
 
 _PICTURE_DIMENSIONS = 4
 _CHANNELS = (1, 3)
+_PICTURE_TYPES = ("float32", "uint8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,13 @@ class ModelShape:
     channels_first: bool = True
     width: int = DEFAULT_SIDE
     height: int = DEFAULT_SIDE
+    rank: int = 4
+    """Dimensions of its input."""
+    dtype: str = "float32"
+    output: str = ""
+    """Name of the output that is taken: the first that is a list of scores, else the first."""
     classes: int | None = None
-    """Numbers in its first output, where that is one list an input."""
+    """Numbers in that output, where it is one list an input."""
 
 
 def shape_of(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelShape:
@@ -52,31 +58,40 @@ def shape_of(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelShape:
         )
     tensor = inputs[0]
     batched = bool(tensor.shape) and tensor.shape[0] in {None, 1}
-    classes = _classes(outputs, batched=batched)
-    whole = tensor.dtype == "uint8"
-    if len(tensor.shape) != _PICTURE_DIMENSIONS or not batched or not (whole or tensor.dtype == "float32"):
-        return ModelShape(batched=batched, whole_numbers=whole, picture=False, classes=classes)
+    output = next((one for one in outputs if _scores(one, batched=batched)), outputs[0])
+    known = ModelShape(
+        batched=batched,
+        whole_numbers=tensor.dtype == "uint8",
+        picture=False,
+        rank=len(tensor.shape),
+        dtype=tensor.dtype,
+        output=output.name,
+        classes=_scores(output, batched=batched),
+    )
+    if len(tensor.shape) != _PICTURE_DIMENSIONS or not batched or tensor.dtype not in _PICTURE_TYPES:
+        return known
     _, second, third, fourth = tensor.shape
     if second in _CHANNELS and fourth not in _CHANNELS:
         channels, height, width, first = second, third, fourth, True
     elif fourth in _CHANNELS:
         channels, height, width, first = fourth, second, third, False
     else:
-        return ModelShape(batched=batched, whole_numbers=whole, picture=False, classes=classes)
+        return known
     assert channels is not None, "one of _CHANNELS"
-    return ModelShape(
-        batched=batched,
-        whole_numbers=whole,
+    return replace(
+        known,
         picture=True,
         channels=channels,
         channels_first=first,
         width=width or DEFAULT_SIDE,
         height=height or DEFAULT_SIDE,
-        classes=classes,
     )
 
 
-def _classes(outputs: Sequence[Tensor], *, batched: bool) -> int | None:
-    shape = outputs[0].shape if outputs else ()
-    rest = shape[1:] if batched else shape
-    return rest[0] if len(rest) == 1 else None
+def _scores(output: Tensor, *, batched: bool) -> int | None:
+    """How many scores an output has for an input; None if it is no list of numbers."""
+    if not output.dtype.startswith("float"):
+        return None
+    rest = output.shape[1:] if batched else output.shape
+    # Some networks end in a map of one pixel.
+    return rest[0] if rest and all(side == 1 for side in rest[1:]) else None

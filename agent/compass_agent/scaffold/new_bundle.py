@@ -12,6 +12,7 @@ from pathlib import Path
 from compass_agent.bundle_code import code_sha256_of, function_of, import_folder
 from compass_agent.scaffold.model_shape import ModelShape
 from compass_agent.scaffold.texts import FLEET, PIPELINE, README, SETTINGS
+from compass_agent.scaffold.trial import try_bundle
 from compass_shared.errors import ConfigError
 from compass_shared.names import is_name
 from compass_shared.resources import data_folder
@@ -107,6 +108,9 @@ def _write(new: NewBundle, found: _Found, folder: Path) -> None:
         std=std[: new.shape.channels],
         blue_first=new.blue_first,
         batched=new.shape.batched,
+        rank=new.shape.rank,
+        dtype=new.shape.dtype,
+        output=json.dumps(new.shape.output, ensure_ascii=False),
         labels=_python(new.labels or found.labels),
         labelled=bool(found.labels),
     )
@@ -125,6 +129,7 @@ def _write(new: NewBundle, found: _Found, folder: Path) -> None:
     (folder / "pipeline.toml").write_text(pipeline, encoding="utf-8")
     (folder / "fleet.toml").write_text(FLEET.format(name=new.name), encoding="utf-8")
     (folder / "README.md").write_text(README.format(name=new.name, metric=scores), encoding="utf-8")
+    try_bundle(folder)
 
 
 _IMAGE_KNOBS = """\

@@ -21,6 +21,11 @@ BLUE_FIRST = {blue_first}
 """Whether it takes BGR rather than RGB."""
 BATCHED = {batched}
 """Whether its input has a batch dimension."""
+RANK = {rank}
+"""Dimensions of its input, that of the batch included."""
+DTYPE = "{dtype}"
+OUTPUT = {output}
+"""Which of its outputs is taken."""
 LABELS: tuple[str, ...] = {labels}
 """Name of each class, in the order of the model's output; empty: classes are numbers."""
 LABELLED = {labelled}
