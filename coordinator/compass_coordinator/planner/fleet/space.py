@@ -45,6 +45,7 @@ class TemplateCache:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._known: OrderedDict[str, Features] = OrderedDict()
+        self._nbytes = 0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -52,7 +53,7 @@ class TemplateCache:
     @property
     def nbytes(self) -> int:
         """Memory of all that is kept, in bytes."""
-        return sum(features.nbytes for features in self._known.values())
+        return self._nbytes
 
     def features(self, described: Pipeline, accuracy: AccuracyTable, kinds: tuple[Kind, ...]) -> Features:
         """Templates that use all remote roles of a pattern.
@@ -72,10 +73,12 @@ class TemplateCache:
             built = build_templates(described, accuracy, kinds)
             everywhere = np.asarray(built.used)[:, 1:].all(axis=1)
             self._known[key] = Features.of(built, np.flatnonzero(everywhere))
+            self._nbytes += self._known[key].nbytes
         self._known.move_to_end(key)
         found = self._known[key]
         while self._known and (len(self._known) > self._max_entries or self.nbytes > self._max_bytes):
-            self._known.popitem(last=False)
+            _, gone = self._known.popitem(last=False)
+            self._nbytes -= gone.nbytes
         return found
 
 
