@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from compass_agent.runtimes.base import LoadedModel, Runtime
-from compass_agent.runtimes.openai import configured
 from compass_shared.errors import BackendError, ModelLoadError
 
 
@@ -64,6 +63,8 @@ def installed_runtimes() -> dict[str, str]:
     Nothing is imported for it: an agent that runs no model of a library need not carry it in memory. So a
     library that is there and broken is named as well; ``available_runtimes`` finds that out.
     """
+    from compass_agent.runtimes.openai import configured  # noqa: PLC0415  # other runtimes do without
+
     found = {"python": _version("python")} | {name: _installed(name) for name in _LIBRARIES}
     if endpoints := configured(os.environ):
         found["openai"] = f"endpoints {', '.join(endpoints)}"
