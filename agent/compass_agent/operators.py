@@ -47,6 +47,8 @@ class BoundOperator:
     knobs: Knobs
     function: OperatorFunction | StatefulFunction
     model: Model | None
+    encoded: frozenset[str] = frozenset()
+    """The pipeline's operators whose outputs a codec wrote down."""
 
     def __call__(self, inputs: Mapping[str, Value], state: State | None = None) -> Value:
         """Run it.
@@ -64,7 +66,10 @@ class BoundOperator:
             InferenceError: If its code or model failed, or what it returned is not a value.
         """
         try:
-            decoded = {name: decode_payload(value) for name, value in inputs.items()}
+            decoded = {
+                name: decode_payload(value) if name in self.encoded else value
+                for name, value in inputs.items()
+            }
             value = self._item_by_item(decoded) if self.operator.items else self._once(decoded, state)
             check_value(value)
             if self.operator.codec_knob is not None:
@@ -230,6 +235,7 @@ class OperatorHost:
             knobs=MappingProxyType(knobs),
             function=self._bundles[name].functions.get(operator.name, ask if endpoint else run_model),
             model=hosted,
+            encoded=frozenset(one.name for one in pipeline.operators if one.codec_knob is not None),
         )
 
     def _host(self, key: tuple[str, str, str]) -> HostedModel:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from compass_agent.runtimes import open_runtime
-from compass_shared.payloads import decode_payload
 from compass_shared.values import Example
 
 from . import operators, settings
@@ -53,7 +52,7 @@ def _example(name: str, model: Model | None) -> Example:
     value, folder = (INPUTS / name).read_bytes(), Path(name).parent.as_posix()
     truth: Value = folder
     if model is not None:
-        prepared = decode_payload(operators.prepare({"request": value}, FULL, None))
+        prepared = operators.prepare({"request": value}, FULL, None)
         predicted = operators.predict({"prepare": prepared}, {}, model)
         truth = operators.decide({"predict": predicted}, {}, None)
     return Example(name, value, truth, folder)

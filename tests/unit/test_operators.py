@@ -17,6 +17,7 @@ from compass_agent.operators import BoundOperator, OperatorHost, check_value
 from compass_agent.runtimes import LoadedModel, Runtime, open_runtime
 from compass_shared.errors import BackendError, ConfigError, InferenceError, ModelLoadError
 from compass_shared.model_ref import ModelRef
+from compass_shared.payloads import encode_payload
 from compass_shared.pipeline import Operator
 from support.bundles import write_tiny_bundle
 from support.computations import affine_relu
@@ -221,3 +222,16 @@ def test_an_operator_without_a_function_runs_its_model(tmp_path: Path, store: Fo
         np.testing.assert_allclose(np.asarray(y), affine_relu(ROWS)["y"], rtol=1e-6)
     with pytest.raises(InferenceError):
         host.run("tiny", "classify", {"scale": "text"}, {"model": "plain"})
+
+
+def test_only_what_a_codec_wrote_down_is_read_back() -> None:
+    written = encode_payload(np.array([0.5, 1.0], np.float32), "f16")
+
+    def looking(inputs: Mapping[str, Any], knobs: object, model: object) -> Any:
+        return [type(inputs[name]).__name__ for name in ("request", "shrink")]
+
+    operator = Operator(name="odd", inputs=("request", "shrink"), runtime="python")
+    bound = BoundOperator(
+        operator=operator, knobs={}, function=looking, model=None, encoded=frozenset({"shrink"})
+    )
+    assert bound({"request": written, "shrink": written}) == ["dict", "ndarray"]

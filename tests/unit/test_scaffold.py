@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,11 @@ from compass_agent.operators import OperatorHost
 from compass_agent.runtimes.base import Tensor
 from compass_agent.runtimes.onnx import signature
 from compass_agent.scaffold import ModelShape, NewBundle, shape_of, write_bundle
+from compass_agent.scaffold.new_bundle import NORMALISATIONS
 from compass_shared.errors import ConfigError
 from compass_shared.fleet_file import load_fleet
 from compass_shared.model_cache import ModelCache
+from compass_shared.new_options import NORMALISE, add_new_options, words_of
 from support.onnx_bytes import affine_relu_onnx
 
 SCORES = Tensor(name="y", dtype="float32", shape=(None, 3))
@@ -224,3 +227,12 @@ def test_too_few_inputs_are_refused(tmp_path: Path, model: Path) -> None:
     np.save(tmp_path / "few" / "one.npy", np.zeros(2, np.float32))
     with pytest.raises(ConfigError, match="has 1 inputs"):
         write_bundle(new(model, tmp_path / "few"), tmp_path / "greater")
+
+
+def test_options_come_through_as_words() -> None:
+    parser = argparse.ArgumentParser()
+    add_new_options(parser)
+    words = "tilt --model m.onnx --inputs p --to here --labels a,b --size 192x48 --normalise signed --bgr"
+    parsed = parser.parse_args(words.split())
+    assert parser.parse_args(words_of(parsed)) == parsed
+    assert set(NORMALISE) == set(NORMALISATIONS)

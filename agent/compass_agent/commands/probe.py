@@ -38,6 +38,7 @@ from compass_shared.arguments import at_least_1, positive
 from compass_shared.clock import MonotonicClock
 from compass_shared.device_profile import find_device_profile
 from compass_shared.errors import ConfigError
+from compass_shared.items import items_text
 from compass_shared.model_cache import ModelCache, default_cache_dir
 from compass_shared.names import checked_name
 from compass_shared.profile import OperatorProfile
@@ -265,11 +266,10 @@ def _show_operators(title: str, operators: Mapping[str, OperatorProfile]) -> Non
 
 
 def _items(found: OperatorProfile) -> str:
-    """What a fan-out worked through: ``, items 2.4 +- 1.1, 3.1 ms each``."""
+    """What a fan-out worked through, after a comma."""
     if found.items_mean is None:
         return ""
-    each = f", {1e3 * found.item_s:.2g} ms each" if found.item_s else ""
-    return f", items {found.items_mean:.1f} +- {found.items_var**0.5:.1f}{each}"
+    return ", " + items_text(found.items_mean, found.items_var**0.5, found.item_s)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

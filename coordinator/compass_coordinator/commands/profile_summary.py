@@ -9,6 +9,7 @@ import numpy as np
 
 from compass_coordinator.profiler.selective import Known, KnownOther, Profiler
 from compass_coordinator.profiler.statistics.generalise import betting_interval, student_interval
+from compass_shared.items import items_text
 from compass_shared.measured import Ready
 
 FEWEST = 8
@@ -137,8 +138,7 @@ def told(summary: Mapping[str, object]) -> str:
     assert isinstance(items, Mapping)
     lines += [_other_told(name, found) for name, found in others.items()]
     lines += [
-        f"  {variant}: items {found['mean']:.1f} +- {found['standard_deviation']:.1f}, "
-        f"{found['item_ms']:.2g} ms each"
+        f"  {variant}: {items_text(found['mean'], found['standard_deviation'], found['item_ms'] / 1e3)}"
         for variant, found in items.items()
     ]
     if failed["configs"]:
