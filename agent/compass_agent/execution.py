@@ -18,6 +18,7 @@ from compass_shared.calls import OperatorTiming
 from compass_shared.clock import Clock, MonotonicClock
 from compass_shared.errors import MessageError, RefusedError
 from compass_shared.framing import framed_size
+from compass_shared.items import items_in
 from compass_shared.pipeline import Config, Operator, Pipeline, variant_key
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def run_segment(  # noqa: PLR0913  # what runs, on what, and how
             done = paced(step, run, inputs)
         made[step.name] = done.value
         ran.append(done)
-        items.append(run.items_in(inputs))
+        items.append(items_in(step, inputs))
     return SegmentResult(
         values={name: made[name] for name in exports},
         timings=tuple(

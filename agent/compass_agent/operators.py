@@ -83,13 +83,6 @@ class BoundOperator:
             raise InferenceError(self.operator.name, problem) from error
         return value
 
-    def items_in(self, inputs: Mapping[str, Value]) -> int | None:
-        """How many items it would work through; None if it is no fan-out."""
-        if self.operator.items is None:
-            return None
-        listed = inputs[self.operator.items]
-        return len(listed) if isinstance(listed, list | tuple) else 0
-
     def _once(self, inputs: Mapping[str, Value], state: State | None) -> Value:
         if self.operator.stateful:
             stateful = cast("StatefulFunction", self.function)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from compass_shared.pipeline import Operator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,14 @@ class Items:
     var: float = 0.0
     item_s: float = 0.0
     """Time that one item more takes."""
+
+
+def items_in(operator: Operator, inputs: Mapping[str, object]) -> int | None:
+    """How many items an operator works through; None if it is no fan-out."""
+    if operator.items is None:
+        return None
+    listed = inputs[operator.items]
+    return len(listed) if isinstance(listed, list | tuple) else 0
 
 
 def items_text(mean: float, sd: float, item_s: float) -> str:

@@ -6,14 +6,14 @@ failed) there is none. So a clip may be larger than any single frame, and the si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeAlias, cast
 
 import msgpack
 
 from compass_shared.errors import MessageError
 from compass_shared.framing import decode_value, encode_value
-from compass_shared.pipeline import Operator, Pipeline
+from compass_shared.pipeline import Pipeline
 from compass_shared.values import Example, Value
 
 Frame: TypeAlias = "bytes | None"
@@ -76,11 +76,3 @@ def decode_clip(payload: bytes) -> list[Request]:
         MessageError: If it is not a clip.
     """
     return [LOST if frame is None else decode_value(frame) for frame in unpack_frames(payload)]
-
-
-def items_in(operator: Operator, inputs: Mapping[str, Value]) -> int | None:
-    """How many items an operator works through; None if it is no fan-out."""
-    if operator.items is None:
-        return None
-    listed = inputs[operator.items]
-    return len(listed) if isinstance(listed, list | tuple) else 0

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from compass_agent.measure.clips import is_sequence, items_in, requests_of
+from compass_agent.measure.clips import is_sequence, requests_of
 from compass_agent.measure.series import Sample, hiccup_of, waited_unusually
 from compass_agent.measure.telemetry import resident_bytes
 from compass_agent.operators import OperatorHost
@@ -27,6 +27,7 @@ from compass_agent.states import RequestStates, StateBook
 from compass_shared.clock import Clock
 from compass_shared.errors import ConfigError, InferenceError, ModelLoadError
 from compass_shared.framing import framed_size
+from compass_shared.items import items_in
 from compass_shared.pipeline import REQUEST, Operator, Pipeline, variant_key
 from compass_shared.values import Example, State, Value
 

@@ -28,7 +28,6 @@ from compass_agent.measure.clips import (
     decode_clip,
     encode_clip,
     is_sequence,
-    items_in,
     pack_frames,
     requests_of,
 )
@@ -36,6 +35,7 @@ from compass_agent.measure.results_cache import Result, ResultsCache, failure, r
 from compass_agent.states import StateBook
 from compass_shared.errors import InferenceError, MessageError
 from compass_shared.framing import decode_value
+from compass_shared.items import items_in
 from compass_shared.measured import OperatorRun, RequestRun
 from compass_shared.pipeline import ENDPOINT_CLASS, REQUEST, Config, Knobs, Operator, Pipeline, variant_key
 from compass_shared.values import Example, State, Value
